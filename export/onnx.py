@@ -1,0 +1,72 @@
+"""A torch denoiser as an ONNX graph with dynamic height and width, cleaned of everything that is not the network."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+
+import onnx
+import torch
+
+from ..models.network import INPUT_PLANES, Denoiser
+
+OPSET = 20
+INPUT_NAME, OUTPUT_NAME = "planes", "residual"
+
+
+def to_onnx(network: Denoiser) -> bytes:
+    """Export one evaluation of the network.
+
+    Parameters
+    ----------
+    network : any device; exported in evaluation mode, float32
+
+    Returns
+    -------
+    ONNX bytes, checked; input ``planes`` (1, 4, H, W) and output ``residual`` (1, 1, H, W), H and W multiples of
+    ``network.config.multiple``
+    """
+    multiple = network.config.multiple
+    example = torch.zeros(1, INPUT_PLANES, 4 * multiple, 6 * multiple)
+    shape = {2: multiple * torch.export.Dim("h", min=1), 3: multiple * torch.export.Dim("w", min=1)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        program = torch.onnx.export(
+            network.eval().to("cpu", torch.float32, memory_format=torch.contiguous_format),
+            (example,),
+            input_names=[INPUT_NAME],
+            output_names=[OUTPUT_NAME],
+            dynamic_shapes=(shape,),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    buffer = io.BytesIO()
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing; expected a program: check the torch version")
+    program.save(buffer)
+    model = onnx.load_model_from_string(buffer.getvalue())
+    _strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """Remove stack traces and other notes of the exporting machine: same weights, same bytes, wherever exported."""
+    model.doc_string = ""
+    del model.metadata_props[:]
+    model.producer_name, model.producer_version = "photonstep", ""
+    for item in (model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info):
+        item.doc_string = ""
+        if hasattr(item, "metadata_props"):
+            del item.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    used = {node.domain for node in model.graph.node}
+    kept = [entry for entry in model.opset_import if entry.domain in used | {""}]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)

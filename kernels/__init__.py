@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: the per-pixel maths. Knows no diffusion, no files, no camera objects."""

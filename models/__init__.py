@@ -1,0 +1,1 @@
+"""The training side: networks, simulated structures and cameras, data, training. Needs the `train` extra (torch)."""

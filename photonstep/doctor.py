@@ -1,0 +1,123 @@
+"""``photonstep doctor``: what this machine can run, found out by running it.
+
+A list of providers proves nothing: libraries name devices that they then cannot use. So every backend restores a real
+frame here, is timed, and is compared with the result that the bundle says must come out.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import photonstep
+from photonstep.demo import DEMO_FRAME
+from photonstep.latency import Latency, measure_latency
+from photonstep.runtime.camera import Camera
+from photonstep.runtime.errors import PhotonstepError
+from photonstep.runtime.images import open_image
+
+# (backend, device, precision) that a machine may have; `auto` chooses among them.
+CANDIDATES = (
+    ("openvino", "cpu", "bf16"),
+    ("openvino", "cpu", "fp32"),
+    ("onnxruntime", "cpu", "fp32"),
+    ("onnxruntime", "cuda", "fp32"),
+)
+RUN_BUDGET_S, RUNS = 1.0, 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One backend, tried: either it ran (``latency``), or ``cause`` says why not."""
+
+    name: str
+    latency: Latency | None = None
+    difference_counts: float | None = None
+    tolerance_counts: float | None = None
+    cause: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """What `examine` found; ``auto`` is the trial of what the automatic choice took, ``choice`` says why."""
+
+    devices: tuple[tuple[str, str], ...]
+    trials: tuple[Trial, ...]
+    auto: Trial
+    choice: str
+
+    @property
+    def can_run(self) -> bool:
+        """Whether the automatic choice restored a frame."""
+        return self.auto.latency is not None
+
+
+def examine(bundle: str) -> Diagnosis:
+    """Try every backend on this machine with a bundle, and what ``auto`` chooses."""
+    trials = tuple(
+        _try(f"{backend} {precision} on {device}", bundle, device=device, backend=backend, precision=precision)[0]
+        for backend, device, precision in CANDIDATES
+    )
+    auto, restorer = _try("auto", bundle)
+    choice = "nothing can run" if restorer is None else restorer.choice.reason
+    if restorer is not None:
+        name = f"{restorer.backend_name} {restorer.precision} on {restorer.device}"
+        auto = Trial(**{**vars(auto), "name": name})
+    return Diagnosis(devices=devices(), trials=trials, auto=auto, choice=choice)
+
+
+def devices() -> tuple[tuple[str, str], ...]:
+    """Return (kind, what is known) of the devices beside the CPU."""
+    found = [("NVIDIA GPU", _nvidia())]
+    try:
+        import openvino
+
+        core = openvino.Core()
+        names = [f"{name} ({core.get_property(name, 'FULL_DEVICE_NAME')})" for name in core.available_devices]
+        found.append(("OpenVINO devices", ", ".join(names)))
+    except (ImportError, RuntimeError) as error:
+        found.append(("OpenVINO devices", f"none: {error}"))
+    return tuple(found)
+
+
+def _nvidia() -> str:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "none: the driver's library libcuda.so.1 is not on this machine"
+    if shutil.which("nvidia-smi") is None:
+        return "the driver's library is there, nvidia-smi is not"
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the driver does not answer ({error})"
+
+
+def _try(name: str, bundle: str, **choices: Any) -> tuple[Trial, Any]:
+    """Load, restore the test frame, compare and time; any refusal becomes the trial's cause."""
+    try:
+        restorer = photonstep.load(bundle, **choices)
+        frame, expected, camera, tolerance = _test_frame(restorer.bundle)
+        result = restorer.restore(frame, camera=camera)
+        latency = measure_latency(restorer, frame, camera=result.camera, budget_s=RUN_BUDGET_S, max_runs=RUNS)
+    except PhotonstepError as error:
+        return Trial(name=name, cause=str(error)), None
+    difference = None
+    if expected is not None:
+        difference = float(np.abs(result.image.astype(np.float64) - expected).max())
+    return Trial(name=name, latency=latency, difference_counts=difference, tolerance_counts=tolerance), restorer
+
+
+def _test_frame(bundle: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None, Camera | None, float | None]:
+    """Return the bundle's test frame with what must come out; the demo's frame when the bundle has none."""
+    test = bundle.manifest.test_frame
+    if test is not None:
+        frame, expected = bundle.read_array(test.input), bundle.read_array(test.expected)
+        return frame, expected, Camera(**test.camera.model_dump()), test.tolerance_counts
+    with open_image(DEMO_FRAME) as reader:
+        return next(plane for _, plane in reader.planes()), None, None, None

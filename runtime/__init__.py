@@ -1,0 +1,1 @@
+"""Bundle and frames in, restored frames out. No torch, no onnx."""

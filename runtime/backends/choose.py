@@ -1,0 +1,128 @@
+"""Pick a backend and a precision: by name when the caller names them, otherwise by a timed run of a real session."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError
+from . import onnxruntime, openvino
+from .protocol import Array, Session
+
+BACKENDS: Final[Mapping[str, ModuleType]] = {m.name: m for m in (openvino, onnxruntime)}
+DEVICES: Final = ("auto", "cpu", "cuda")
+PRECISIONS: Final = ("auto", "fp32", "bf16")
+PARITY_BUDGET: Final = 0.05  # rms difference from fp32, in units of the frame's noise: far below what the eye or PSNR sees
+TIMED_RUNS: Final = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One session that was timed: milliseconds per evaluation and, below fp32, its distance from fp32."""
+
+    backend: str
+    precision: str
+    median_ms: float
+    error_in_noise: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The session to use, what else was tried, and why this one."""
+
+    session: Session
+    trials: tuple[Trial, ...]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Inputs for a timed run, and how much of an output's error reaches the restored frame, in units of its noise."""
+
+    inputs: dict[str, Array]
+    error_scale: float
+
+
+def open_session(
+    network: bytes, probe: Probe, *, device: str, backend: str | None, precision: str, threads: int | None
+) -> Choice:
+    """Open the session that the caller asked for, or the fastest that keeps parity.
+
+    Parameters
+    ----------
+    network : fp32 ONNX bytes
+    device : "auto", "cpu" or "cuda"
+    backend : a key of `BACKENDS`, or None for any
+    precision : "auto", "fp32" or "bf16"
+
+    Raises
+    ------
+    BackendError : what was asked for cannot be used here; the message names the cause for every candidate
+    """
+    for what, value, choices in (
+        ("device", device, DEVICES), ("precision", precision, PRECISIONS), ("backend", backend or "any", ("any", *BACKENDS)),
+    ):  # fmt: skip
+        if value not in choices:
+            raise BackendError(f"{what} is {value!r}; choose one of {', '.join(choices)}")
+    target = "cpu" if device == "auto" else device
+    names = [backend] if backend else list(BACKENDS)
+    causes = {n: BACKENDS[n].unavailable(target) for n in names}
+    usable = [n for n in names if causes[n] is None]
+    if not usable:
+        raise BackendError(f"device {target!r} cannot be used: " + "; ".join(f"{n}: {c}" for n, c in causes.items()))
+    if backend is None:
+        usable = usable[:1]  # in the order of BACKENDS; `doctor` times them all
+    if precision != "auto":
+        session = BACKENDS[usable[0]].open(network, device=target, precision=precision, threads=threads)
+        return Choice(session=session, trials=(), reason=f"{usable[0]} {precision}: asked for")
+    return _by_trial(network, probe, usable[0], target, threads)
+
+
+def time_all(network: bytes, probe: Probe, *, device: str = "cpu", threads: int | None = None) -> tuple[Trial, ...]:
+    """Time every backend and precision that this machine can run; the trials that `doctor` shows."""
+    trials: list[Trial] = []
+    for name, module in BACKENDS.items():
+        if module.unavailable(device) is None:
+            trials += _by_trial(network, probe, name, device, threads).trials
+    return tuple(trials)
+
+
+def _by_trial(network: bytes, probe: Probe, name: str, device: str, threads: int | None) -> Choice:
+    module = BACKENDS[name]
+    sessions: list[Session] = []
+    trials: list[Trial] = []
+    exact: NDArray[np.float32] | None = None
+    for precision in module.precisions(device):
+        session = module.open(network, device=device, precision=precision, threads=threads)
+        output, median_ms = _timed(session, probe.inputs)
+        exact = output if exact is None else exact
+        error = float(np.sqrt(np.mean((output - exact) ** 2))) * probe.error_scale
+        sessions.append(session)
+        trials.append(Trial(backend=name, precision=precision, median_ms=median_ms, error_in_noise=error))
+    within = [i for i, t in enumerate(trials) if t.error_in_noise <= PARITY_BUDGET]
+    best = min(within, key=lambda i: trials[i].median_ms)
+    for index, session in enumerate(sessions):
+        if index != best:
+            session.close()
+    told = ", ".join(f"{t.precision} {t.median_ms:.1f} ms (error {t.error_in_noise:.3f} of the noise)" for t in trials)
+    return Choice(
+        session=sessions[best],
+        trials=tuple(trials),
+        reason=f"{name} {trials[best].precision}: fastest within {PARITY_BUDGET} of the noise; timed: {told}",
+    )
+
+
+def _timed(session: Session, inputs: dict[str, Array]) -> tuple[NDArray[np.float32], float]:
+    output: NDArray[Any] = session.run(inputs).copy()
+    times = []
+    for _ in range(TIMED_RUNS):
+        started = time.perf_counter()
+        session.run(inputs)
+        times.append((time.perf_counter() - started) * 1e3)
+    return output, float(np.median(times))

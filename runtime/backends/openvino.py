@@ -1,0 +1,97 @@
+"""OpenVINO: the default on CPUs. It reads the bundle's ONNX as it is; bfloat16 where the CPU has it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError
+from .protocol import Array, Precision
+
+SHAPES_KEPT = 4  # compiled networks for the last few frame shapes; each costs some MB and a fraction of a second
+
+name = "openvino"
+
+
+def version() -> str | None:
+    try:
+        return importlib.metadata.version("openvino")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def unavailable(device: str) -> str | None:
+    if device != "cpu":
+        return f"photonstep runs OpenVINO on the CPU only, not on {device!r}"
+    try:
+        import openvino  # noqa: F401
+    except ImportError as error:
+        return f"openvino cannot be imported ({error}); install it with: python -m pip install openvino"
+    return None
+
+
+def precisions(device: str) -> tuple[Precision, ...]:
+    if unavailable(device):
+        return ()
+    import openvino
+
+    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("fp32", "bf16") if "BF16" in able else ("fp32",)
+
+
+def open(network: bytes, *, device: str, precision: Precision, threads: int | None) -> OpenVinoSession:  # noqa: A001
+    cause = unavailable(device)
+    if cause:
+        raise BackendError(cause)
+    if precision not in precisions(device):
+        raise BackendError(f"this CPU has no fast {precision} arithmetic; choose precision='fp32' or 'auto'")
+    return OpenVinoSession(network, precision=precision, threads=threads)
+
+
+class OpenVinoSession:
+    """One network, compiled per frame shape when the shape first comes."""
+
+    def __init__(self, network: bytes, *, precision: Precision, threads: int | None) -> None:
+        import openvino
+
+        self.backend, self.device, self.precision = name, "cpu", str(precision)
+        self._core = openvino.Core()
+        self._settings: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
+        }
+        try:
+            self._model = self._core.read_model(network, b"")
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO refuses the network: {error}") from error
+        self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
+
+    def run(self, inputs: dict[str, Array]) -> NDArray[np.float32]:
+        key = tuple(a.shape for a in inputs.values())
+        request = self._requests.get(key) or self._compile(inputs, key)
+        self._requests.move_to_end(key)
+        try:
+            results = request.infer(inputs, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO failed on inputs of shape {key}: {error}") from error
+        return np.asarray(results[0], dtype=np.float32)
+
+    def close(self) -> None:
+        self._requests.clear()
+
+    def _compile(self, inputs: dict[str, Array], key: tuple[tuple[int, ...], ...]) -> Any:
+        try:
+            model = self._model.clone()
+            model.reshape({n: list(a.shape) for n, a in inputs.items()})
+            request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        except RuntimeError as error:
+            raise BackendError(f"OpenVINO cannot compile the network for shapes {key}: {error}") from error
+        self._requests[key] = request
+        while len(self._requests) > SHAPES_KEPT:
+            self._requests.popitem(last=False)
+        return request

@@ -1,0 +1,226 @@
+"""The camera's physics: offset, gain and readout noise, given, calibrated or estimated."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels import ops
+from .errors import CameraError, ShapeError
+
+Number = float | NDArray[np.float32]
+Source = Literal["given", "estimated", "calibrated"]
+
+FORMAT = "photonstep-camera"
+MAPPABLE = ("offset_adu", "gain_e_per_adu", "readout_noise_e")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Camera:
+    """What turns counts into photoelectrons, ``e = (frame - offset_adu) * gain_e_per_adu``, and how noisy that is.
+
+    Parameters
+    ----------
+    offset_adu : counts without light; scalar or (H, W) map
+    gain_e_per_adu : photoelectrons per count (the reciprocal of what some vendors call gain); scalar or (H, W) map
+    readout_noise_e : rms readout noise, photoelectrons; scalar or (H, W) map
+    saturation_adu : counts at which a pixel is full, or None: the largest value of an integer dtype
+    noise_correlation : lag-1 autocorrelation of the noise along (y, x); 0 where every pixel is read by itself.
+        Binning, deBayering, interpolation and lossy compression raise it
+    gain_interval_e_per_adu : 95 % confidence interval of the gain where it was measured
+    source : where the numbers come from
+
+    Raises
+    ------
+    CameraError : a number is not finite or not possible, or maps differ in shape
+
+    Source: Huang et al. 2013, Nat. Methods 10:653.
+    """
+
+    offset_adu: Number = 0.0
+    gain_e_per_adu: Number = 1.0
+    readout_noise_e: Number = 0.0
+    saturation_adu: float | None = None
+    noise_correlation: tuple[float, float] = (0.0, 0.0)
+    gain_interval_e_per_adu: tuple[float, float] | None = None
+    source: Source = "given"
+
+    def __post_init__(self) -> None:
+        for name in MAPPABLE:
+            object.__setattr__(self, name, _number_or_map(name, getattr(self, name)))
+        shapes = {name: np.shape(getattr(self, name)) for name in MAPPABLE if np.ndim(getattr(self, name))}
+        if len(set(shapes.values())) > 1:
+            raise CameraError(f"camera maps have the shapes {shapes}; expected one shape for all maps")
+        if not np.all(np.asarray(self.gain_e_per_adu) > 0):
+            raise CameraError(f"lowest gain_e_per_adu is {np.min(self.gain_e_per_adu)}; expected photoelectrons per ADU > 0")
+        if np.any(np.asarray(self.readout_noise_e) < 0):
+            raise CameraError(f"lowest readout_noise_e is {np.min(self.readout_noise_e)}; expected 0 or more")
+        correlation = tuple(float(c) for c in self.noise_correlation)
+        if len(correlation) != 2 or not all(-1 < c < 1 for c in correlation):
+            raise CameraError(f"noise_correlation is {self.noise_correlation}; expected two numbers (y, x) between -1 and 1")
+        object.__setattr__(self, "noise_correlation", correlation)
+
+    @classmethod
+    def estimate(cls, frames: NDArray[Any]) -> Camera:
+        """Measure noise and its correlation from the frames themselves, when nothing is known about the camera.
+
+        Parameters
+        ----------
+        frames : (H, W) or (T, H, W) uint8, uint16 or float32, ADU; at least 32x32 pixels
+
+        Returns
+        -------
+        Camera with ``source="estimated"``. Offset and readout noise cannot be told apart without dark frames: the
+        variance as a function of the counts is right, the photon numbers are up to an offset.
+
+        Raises
+        ------
+        ShapeError : wrong shape or dtype
+        CameraError : the frames are too small, constant or not finite
+        """
+        from .noise_estimate import estimate_noise
+
+        noise = estimate_noise(frames)
+        # var = slope * mean + intercept = slope * (mean - offset) + readout^2, counts squared
+        gain = 1.0 / noise.slope
+        offset = max(0.0, -noise.intercept / noise.slope) if noise.intercept < 0 else 0.0
+        readout_adu = max(noise.intercept, 0.0) ** 0.5
+        return cls(
+            offset_adu=offset,
+            gain_e_per_adu=gain,
+            readout_noise_e=readout_adu * gain,
+            noise_correlation=noise.correlation,
+            source="estimated",
+        )
+
+    @classmethod
+    def calibrate(cls, *, dark: NDArray[Any], flats: Sequence[NDArray[Any]], maps: bool = True) -> Camera:
+        """Photon transfer: offset and readout noise from dark frames, gain from evenly lit ones.
+
+        Parameters
+        ----------
+        dark : (T, H, W) frames with the shutter closed, T >= 2 (100 or more for good maps)
+        flats : (T, H, W) stacks of static scenes, one per light level, T >= 2
+        maps : per-pixel offset and readout maps; False gives scalars
+
+        Returns
+        -------
+        Camera with ``source="calibrated"`` and the gain's confidence interval
+
+        Raises
+        ------
+        CameraError : too few frames, or flats that are not brighter than the dark frames
+        """
+        from .calibration import photon_transfer
+
+        return photon_transfer(dark, flats, maps=maps)
+
+    def save(self, path: str | Path, *, overwrite: bool = True) -> None:
+        """Write the camera as JSON; maps are embedded, compressed. Replaces the file in one step."""
+        target = Path(path)
+        if target.exists() and not overwrite:
+            raise CameraError(f"{target} exists; choose another name or pass overwrite=True")
+        fields = {"format": FORMAT, "format_version": 1, **{k: _to_json(v) for k, v in vars(self).items()}}
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(json.dumps(fields, indent=1) + "\n")
+        partial.replace(target)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Camera:
+        """Read a camera that `save` wrote.
+
+        Raises
+        ------
+        CameraError : unreadable, not a camera file, unknown fields, or impossible numbers
+        """
+        try:
+            fields = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise CameraError(f"cannot read camera file {path}: {error}; write one with Camera.save") from error
+        if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT or fields.pop("format_version", 0) != 1:
+            raise CameraError(f"{path} is not a version 1 {FORMAT} file; write one with Camera.save")
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise CameraError(f"{path} has the unknown fields {sorted(unknown)}; expected {sorted(cls.__dataclass_fields__)}")
+        try:
+            return cls(**{k: _from_json(v) for k, v in fields.items()})
+        except (TypeError, ValueError, zlib.error) as error:
+            raise CameraError(f"{path}: {error}; write the file again with Camera.save") from error
+
+    @property
+    def map_shape(self) -> tuple[int, int] | None:
+        """(H, W) of the maps, or None where all numbers are scalars."""
+        for name in MAPPABLE:
+            if np.ndim(getattr(self, name)):
+                height, width = np.shape(getattr(self, name))
+                return height, width
+        return None
+
+    def crop(self, rows: slice, columns: slice) -> Camera:
+        """The camera of a region of interest: maps cut, scalars kept."""
+        cut = {n: getattr(self, n)[rows, columns] for n in MAPPABLE if np.ndim(getattr(self, n))}
+        return replace(self, **cut)
+
+    def stabilise(self, frame: NDArray[Any]) -> NDArray[np.float32]:
+        """(H, W) counts to (H, W) float32 z with unit noise; see `kernels.ops.stabilise`."""
+        try:
+            return ops.stabilise(
+                frame,
+                offset_adu=self.offset_adu,
+                gain_e_per_adu=self.gain_e_per_adu,
+                readout_noise_e=self.readout_noise_e,
+            )
+        except ops.FrameError as error:
+            raise ShapeError(str(error)) from None
+
+    def unstabilise(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(H, W) float32 z to photoelectrons; see `kernels.ops.unstabilise`."""
+        return ops.unstabilise(z, readout_noise_e=self.readout_noise_e)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers for logs and provenance; a map is given by its median."""
+        numbers = {n: float(np.median(getattr(self, n))) for n in MAPPABLE}
+        return {**numbers, "noise_correlation": list(self.noise_correlation), "maps": self.map_shape, "source": self.source}
+
+
+def _number_or_map(name: str, value: Any) -> Number:
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf" or array.ndim not in (0, 2):
+        raise CameraError(f"{name} is {array.dtype} of shape {array.shape}; expected a number or an (H, W) map of numbers")
+    if not np.all(np.isfinite(array)):
+        raise CameraError(f"{name} holds values that are not finite; expected numbers only, replace bad pixels")
+    if array.ndim == 0:
+        return float(array)
+    frozen = np.array(array, dtype=np.float32)
+    frozen.flags.writeable = False
+    return frozen
+
+
+def _to_json(value: Any) -> Any:
+    if not isinstance(value, np.ndarray):
+        return value
+    packed = zlib.compress(np.ascontiguousarray(value, "<f4").tobytes(), 6)
+    return {"shape": list(value.shape), "float32_zlib_base64": base64.b64encode(packed).decode("ascii")}
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    if not isinstance(value, dict):
+        return value
+    height, width = (int(n) for n in value["shape"])
+    if not (0 < height <= 65536 and 0 < width <= 65536):
+        raise ValueError(f"a map of shape {value['shape']} is not possible")
+    size = 4 * height * width
+    content = zlib.decompressobj().decompress(base64.b64decode(value["float32_zlib_base64"], validate=True), size + 1)
+    if len(content) != size:
+        raise ValueError(f"a map of shape {value['shape']} needs {size} bytes, the file holds {len(content)} or more")
+    return np.frombuffer(content, "<f4").reshape(height, width)

@@ -1,0 +1,111 @@
+"""Reasons to distrust a restored frame, from the frame, its residual and what the model was made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels import ops
+from .camera import Camera
+from .manifest import OperatingRange
+
+SATURATED_SHARE: Final = 1e-3
+FLOOR_PHOTONS: Final = 2.0
+FLOOR_READOUT_E: Final = 0.5
+RESIDUAL_VARIANCE: Final = (0.6, 1.6)  # of the stabilised residual; 1 where the camera numbers hold
+CORRELATION_MISMATCH: Final = 0.25
+EXAMINED_ROWS: Final = 4  # one band of rows in four is enough for the residual's statistics
+
+FLAGS: Final = {
+    "saturated": "more than 0.1 % of the pixels are full: their true brightness is unknown",
+    "non_finite": "NaN or infinite pixels were bridged for the network and passed through",
+    "below_photon_floor": "under 2 photoelectrons per pixel with little readout noise: bin or fuse frames",
+    "noise_mismatch": "the residual is not as strong as the camera numbers say: check gain and readout noise",
+    "correlated_noise": "neighbouring pixels share noise in a way that the camera numbers or the model do not cover",
+    "out_of_range": "the noise level lies outside the range that the model was trained on",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What was noticed about one plane."""
+
+    sigma: float
+    network_ms: float
+    flags: tuple[str, ...]
+    report: dict[str, float]
+
+
+def examine(
+    frame: NDArray[Any],
+    z: NDArray[np.float32],
+    restored_z: NDArray[np.float32],
+    electrons: NDArray[np.float32],
+    camera: Camera,
+    *,
+    sigma: float,
+    missing: NDArray[np.bool_] | None,
+    limits: OperatingRange,
+    network_ms: float,
+    report: bool,
+) -> Finding:
+    """Judge one restored plane; all arrays (H, W). A report looks at every row, otherwise at a quarter of them."""
+    step = 1 if report else EXAMINED_ROWS
+    variance, along_y, along_x = residual_statistics(z, restored_z, step)
+    correlation = (along_y / max(variance, 1e-6), along_x / max(variance, 1e-6))
+    told = {
+        "saturated": _saturated_share(frame[::step], camera) > SATURATED_SHARE,
+        "non_finite": missing is not None,
+        "below_photon_floor": float(np.mean(electrons[::step])) < FLOOR_PHOTONS
+        and float(np.median(camera.readout_noise_e)) < FLOOR_READOUT_E,
+        "noise_mismatch": not RESIDUAL_VARIANCE[0] <= variance <= RESIDUAL_VARIANCE[1],
+        "correlated_noise": max(camera.noise_correlation) > limits.max_noise_correlation
+        or any(found - known > CORRELATION_MISMATCH for found, known in zip(correlation, camera.noise_correlation, strict=True)),
+        "out_of_range": not limits.sigma_min <= sigma <= limits.sigma_max,
+    }
+    numbers = {"residual_variance": variance, "residual_correlation_y": correlation[0], "residual_correlation_x": correlation[1]}
+    if report:
+        numbers["photon_balance"] = _photon_balance(frame, electrons, camera, missing)
+    flags = tuple(name for name, on in told.items() if on)
+    return Finding(sigma=sigma, network_ms=network_ms, flags=flags, report=numbers if report else {})
+
+
+def residual_statistics(z: NDArray[np.float32], restored_z: NDArray[np.float32], step: int) -> tuple[float, float, float]:
+    """Variance and lag-1 autocovariance (y, x) of ``z - restored`` over bands of 16 rows, one band in ``step``."""
+    bands = [slice(start, start + 16) for start in range(0, z.shape[0], 16 * step)]
+    totals = np.array([ops.lag_products(z[b] - restored_z[b]) for b in bands if z[b].shape[0] > 1])
+    variance, along_y, along_x = totals.mean(axis=0)
+    return float(variance), float(along_y), float(along_x)
+
+
+def merge(flags: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """Flags of a stack: those of any plane, in the order of `FLAGS`."""
+    return tuple(name for name in FLAGS if any(name in f for f in flags))
+
+
+def mean_report(reports: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean over planes of every reported number."""
+    return {key: float(np.mean([r[key] for r in reports])) for key in reports[0]} if reports and reports[0] else {}
+
+
+def _saturated_share(frame: NDArray[Any], camera: Camera) -> float:
+    full = camera.saturation_adu
+    if full is None:
+        if frame.dtype.kind == "f":
+            return 0.0
+        full = float(np.iinfo(frame.dtype).max)
+    return float(np.count_nonzero(frame >= full)) / frame.size
+
+
+def _photon_balance(
+    frame: NDArray[Any], electrons: NDArray[np.float32], camera: Camera, missing: NDArray[np.bool_] | None
+) -> float:
+    """Restored over measured sum of photoelectrons: 1 where no light was invented or lost."""
+    measured = (frame.astype(np.float64) - camera.offset_adu) * camera.gain_e_per_adu
+    counted = slice(None) if missing is None else ~missing
+    total = float(np.sum(measured[counted]))
+    return float(np.sum(electrons[counted], dtype=np.float64)) / total if total > 0 else float("nan")

@@ -1,0 +1,318 @@
+"""THE path: a frame's whole way from counts to restored counts, on one screen.
+
+    camera -> stabilise -> model range -> tiles -> sampler(denoiser) -> stitch -> inverse -> counts
+
+The measured frame is itself the diffusion state at its own noise level: sampling starts there and walks to zero noise.
+K = 1 is the posterior mean; 2 to 4 deterministic steps give texture back.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels import ops
+from . import quality_flags, samplers, schedule
+from .backends.choose import Choice, Probe, open_session
+from .bundle import Bundle
+from .camera import Camera
+from .denoiser import Denoiser
+from .errors import BundleError, PlanError, ShapeError
+from .normalise import ModelRange, RangeTracker
+from .tiling import pad_to_multiple, plan_tiles
+
+ZOO: Final = Path(__file__).resolve().parent.parent / "models" / "zoo"
+WHOLE_FRAME_PX: Final = 2048  # a frame with both sides within this runs as one tile
+TILE_PX: Final = 1024
+MINIMUM_SIDE_PX: Final = 16
+MAXIMUM_SIDE_PX: Final = 8192
+PROBE_PX: Final = 256
+
+Output = Literal["input", "photoelectrons"]
+OUTPUTS: Final[tuple[Output, ...]] = ("input", "photoelectrons")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a restoration will do: network evaluations, sampler, levels, tile size; goes into the provenance."""
+
+    steps: int
+    sampler: str = "ddim"
+    output: Output = "input"
+    seed: int = 0
+    report: bool = False
+    tile_px: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or not 1 <= self.steps <= 1000:
+            raise PlanError(f"steps is {self.steps!r}; expected an integer from 1 (safe mean) to 4 (detail), at most 1000")
+        if self.output not in OUTPUTS:
+            raise PlanError(f"output is {self.output!r}; choose one of {', '.join(OUTPUTS)}")
+        if self.tile_px is not None and self.tile_px < MINIMUM_SIDE_PX:
+            raise PlanError(f"tile_px is {self.tile_px}; expected {MINIMUM_SIDE_PX} or more")
+        self.rows()
+
+    def rows(self) -> samplers.Table:
+        """The sampler's table in units of the measured noise level, 1 -> 0."""
+        return samplers.table(self.sampler, schedule.measured(self.steps))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"steps": self.steps, "sampler": self.sampler, "output": self.output, "seed": self.seed}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A restored frame or stack and how it came about.
+
+    ``image`` has the input's shape, and its dtype and units (ADU) or float32 photoelectrons. ``sigma`` is the measured
+    noise level in model units (of the last plane). ``network_ms`` is the part of ``latency_ms`` spent inside the
+    network. ``flags`` name reasons to distrust the result. ``report`` holds the residual statistics when asked for.
+    """
+
+    image: NDArray[Any]
+    sigma: float
+    steps: int
+    latency_ms: float
+    network_ms: float
+    flags: tuple[str, ...]
+    camera: Camera
+    plan: dict[str, Any]
+    report: dict[str, float] = field(default_factory=dict)
+
+
+class Restorer:
+    """A bundle on a device. Call it with a frame; make one with `load`. One restorer serves one thread at a time."""
+
+    def __init__(self, bundle: Bundle, choice: Choice) -> None:
+        self.bundle = bundle
+        self.choice = choice
+        self._denoiser = Denoiser(bundle.manifest, choice.session)
+
+    @property
+    def backend_name(self) -> str:
+        return self.choice.session.backend
+
+    @property
+    def device(self) -> str:
+        return self.choice.session.device
+
+    @property
+    def precision(self) -> str:
+        return self.choice.session.precision
+
+    def __repr__(self) -> str:
+        return f"Restorer({self.bundle.manifest.name} on {self.device}, {self.backend_name} {self.precision})"
+
+    def __call__(self, frames: NDArray[Any], *, camera: Camera | None = None, steps: int | None = None) -> NDArray[Any]:
+        """Restore and return the image alone; see `restore`."""
+        return self.restore(frames, camera=camera, steps=steps).image
+
+    def restore(
+        self,
+        frames: NDArray[Any],
+        *,
+        camera: Camera | None = None,
+        steps: int | None = None,
+        sampler: str | None = None,
+        output: Output = "input",
+        report: bool = False,
+        seed: int = 0,
+        tile_px: int | None = None,
+    ) -> Result:
+        """Restore one frame or a stack, plane by plane.
+
+        Parameters
+        ----------
+        frames : (H, W) or (T, H, W) uint8, uint16 or float32, ADU, 16 to 8192 px a side; never modified
+        camera : its offset, gain and readout noise; None estimates them from the frames (`Camera.estimate`)
+        steps : network evaluations K (K - 1 of them for Heun count double); None takes the bundle's default
+        sampler : a name of `runtime.samplers`; None takes the bundle's default
+        output : "input" (dtype and units of the input) or "photoelectrons" (float32)
+        report : also measure the residual: its variance, lag-1 correlation and photon balance
+        seed : of the noise that stochastic samplers add
+        tile_px : restore in tiles of this side; None decides by the frame's size
+
+        Returns
+        -------
+        Result
+
+        Raises
+        ------
+        ShapeError : wrong shape or dtype, an empty stack, or camera maps of another shape
+        CameraError : the camera cannot be estimated from these frames
+        PlanError : steps, sampler or output that do not exist
+        BackendError : the device failed
+        """
+        started = time.perf_counter()
+        _check_frames(frames)
+        defaults = self.bundle.manifest.defaults
+        plan = Plan(
+            steps=defaults.steps if steps is None else steps, sampler=sampler or defaults.sampler,
+            output=output, report=report, seed=seed, tile_px=tile_px,
+        )  # fmt: skip
+        camera = Camera.estimate(frames) if camera is None else camera
+        planes = frames[None] if frames.ndim == 2 else frames
+        image = np.empty(planes.shape, np.float32 if output == "photoelectrons" else frames.dtype)
+        tracker = RangeTracker(self.bundle.manifest.normalisation)
+        findings = [self._restore_plane(f, camera, plan, tracker, out) for f, out in zip(planes, image, strict=True)]
+        latency_ms = (time.perf_counter() - started) * 1e3
+        return Result(
+            image=image.reshape(frames.shape),
+            sigma=findings[-1].sigma,
+            steps=plan.steps,
+            latency_ms=latency_ms,
+            network_ms=sum(f.network_ms for f in findings),
+            flags=quality_flags.merge([f.flags for f in findings]),
+            camera=camera,
+            plan=plan.as_dict(),
+            report=quality_flags.mean_report([f.report for f in findings]),
+        )
+
+    def _restore_plane(
+        self, frame: NDArray[Any], camera: Camera, plan: Plan, tracker: RangeTracker, out: NDArray[Any]
+    ) -> quality_flags.Finding:
+        """One plane through the whole path, written into ``out``."""
+        self._denoiser.network_ms = 0.0
+        whole, missing = _bridge_missing(frame)
+        z = camera.stabilise(whole)
+        model_range = tracker.update(z)
+        restored = model_range.from_model(self._sample(model_range.to_model(z.copy()), model_range, camera, plan))
+        electrons = camera.unstabilise(restored)
+        if plan.output == "photoelectrons":
+            np.maximum(electrons, 0, out=out)
+        else:
+            out[...] = ops.to_counts(
+                electrons, out.dtype, offset_adu=camera.offset_adu, gain_e_per_adu=camera.gain_e_per_adu
+            )
+        if missing is not None:
+            out[missing] = frame[missing] if plan.output == "input" else np.nan
+        return quality_flags.examine(
+            frame, z, restored, electrons, camera,
+            sigma=model_range.sigma, missing=missing, limits=self.bundle.manifest.operating_range,
+            network_ms=self._denoiser.network_ms, report=plan.report,
+        )  # fmt: skip
+
+    def _sample(
+        self, u: NDArray[np.float32], model_range: ModelRange, camera: Camera, plan: Plan
+    ) -> NDArray[np.float32]:
+        """Walk from the measured level to zero, tile by tile; (H, W) model units in and out."""
+        model = self.bundle.manifest.model
+        padded = pad_to_multiple(u, model.multiple)
+        rows = plan.rows()
+        noise = samplers.seeded_noise(plan.seed, padded.shape) if samplers.is_stochastic(rows) else None
+        tile_px = plan.tile_px or (WHOLE_FRAME_PX if max(padded.shape) <= WHOLE_FRAME_PX else TILE_PX)
+        halo_px = model.receptive_radius_px * plan.steps
+        stitched = np.empty_like(padded)
+        for tile in plan_tiles(_two(padded.shape), tile_px=tile_px, halo_px=halo_px, multiple=model.multiple):
+            stitched[tile.keep] = samplers.sample(
+                np.ascontiguousarray(padded[tile.read]),
+                rows,
+                self._denoiser.at(camera.noise_correlation),
+                sigma_map=model_range.sigma,
+                noise=None if noise is None else lambda row, t=tile, n=noise: np.ascontiguousarray(n(row)[t.read]),
+                measurement=None,
+            )[tile.inner]
+        return stitched[: u.shape[0], : u.shape[1]]
+
+    def close(self) -> None:
+        """Free the network. The restorer is not used again."""
+        self.choice.session.close()
+
+
+def load(
+    bundle: str | Path | Bundle,
+    *,
+    device: str = "auto",
+    backend: str | None = None,
+    precision: str = "auto",
+    threads: int | None = None,
+) -> Restorer:
+    """Open a bundle on a device.
+
+    Parameters
+    ----------
+    bundle : "base", "live" (shipped), the path of a ``.photonstep`` file, or a loaded `Bundle`
+    device : "auto" or "cpu"; "cuda" raises until a backend serves it
+    backend : "openvino", "onnxruntime", or None to choose
+    precision : "fp32", "bf16", or "auto": the fastest in a timed run that stays within the parity budget
+    threads : CPU threads, or None for the library's choice
+
+    Raises
+    ------
+    BundleError : no such bundle, or it is damaged
+    BackendError : the device or backend cannot be used; the message names the cause
+    """
+    opened = bundle if isinstance(bundle, Bundle) else Bundle.load(find_bundle(bundle))
+    choice = open_session(
+        opened.network("fp32"), _probe(opened), device=device, backend=backend, precision=precision, threads=threads
+    )
+    return Restorer(opened, choice)
+
+
+def find_bundle(name: str | Path) -> Path:
+    """The file of a shipped bundle by name, or the path itself."""
+    shipped = shipped_bundles()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    path = Path(name)
+    if not path.exists():
+        raise BundleError(f"no bundle {str(name)!r}; choose a shipped one ({', '.join(shipped)}) or the path of a .photonstep file")
+    return path
+
+
+def shipped_bundles() -> dict[str, Path]:
+    """Bundles that came with the package, by name."""
+    return {p.stem: p for p in sorted(ZOO.glob("*.photonstep"))}
+
+
+def _probe(bundle: Bundle) -> Probe:
+    """A real frame as network inputs: the bundle's test frame, or a simulated flat field where it has none."""
+    manifest = bundle.manifest
+    if manifest.test_frame is not None:
+        frame = bundle.read_array(manifest.test_frame.input)[:PROBE_PX, :PROBE_PX]
+        camera = Camera(**manifest.test_frame.camera.model_dump())
+    else:
+        frame = np.random.default_rng(0).poisson(50.0, (PROBE_PX, PROBE_PX)).astype(np.uint16)
+        camera = Camera()
+    z = camera.stabilise(frame)
+    model_range = RangeTracker(manifest.normalisation).update(z)
+    u = pad_to_multiple(model_range.to_model(z), manifest.model.multiple)
+    inputs, error_scale = Denoiser.network_inputs(manifest, u, model_range.sigma, camera.noise_correlation)
+    return Probe(inputs=inputs, error_scale=error_scale)
+
+
+def _check_frames(frames: NDArray[Any]) -> None:
+    if not isinstance(frames, np.ndarray):
+        raise ShapeError(f"frames are a {type(frames).__name__}; expected a NumPy array, see numpy.asarray")
+    if frames.dtype.name not in ops.FRAME_DTYPES:
+        raise ShapeError(f"frames are {frames.dtype}; expected {', '.join(ops.FRAME_DTYPES)}: convert with astype, mind the range")
+    if frames.ndim not in (2, 3) or not frames.size:
+        raise ShapeError(f"frames have shape {frames.shape}; expected (H, W) or (T, H, W) with at least one plane")
+    low, high = min(frames.shape[-2:]), max(frames.shape[-2:])
+    if low < MINIMUM_SIDE_PX or high > MAXIMUM_SIDE_PX:
+        raise ShapeError(
+            f"frames are {frames.shape[-2]}x{frames.shape[-1]} px; expected {MINIMUM_SIDE_PX} to {MAXIMUM_SIDE_PX} px a side: "
+            "pad or crop them"
+        )
+
+
+def _bridge_missing(frame: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """The frame with non-finite pixels replaced by the median of the others, and where they were."""
+    if frame.dtype.kind != "f":
+        return frame, None
+    missing = ~np.isfinite(frame)
+    if not missing.any():
+        return frame, None
+    if missing.all():
+        raise ShapeError("a plane holds no finite pixel; expected some signal: leave the plane out")
+    return np.where(missing, np.median(frame[~missing]), frame).astype(np.float32), missing
+
+
+def _two(shape: tuple[int, ...]) -> tuple[int, int]:
+    height, width = shape
+    return height, width
