@@ -1,1 +1,1 @@
-"""What photonstep claims, measured: quality on real frames, photon bias, speed. Each is one command that writes JSON."""
+"""What photonstep claims, measured: quality on real frames, photon bias, speed; each is one command."""

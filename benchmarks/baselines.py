@@ -107,7 +107,8 @@ class OpenImageDenoise:
         self._device.set_int("numThreads", threads)
         self._device.commit()
         self._filter: pyoidn.Filter | None = None
-        self._color = self._output = np.empty((0, 0, 3), dtype=np.float32)
+        self._color: Float = np.empty((0, 0, 3), dtype=np.float32)
+        self._output: Float = self._color
 
     def __call__(self, frame: NDArray[Any], camera: Camera) -> Float:
         z = camera.stabilise(frame)

@@ -48,7 +48,8 @@ def fields(size_px: int, seed: int = 0) -> Iterator[tuple[str, NDArray[np.float6
 def photograph(photons: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint16]:
     """(H, W) uint16 frame of `CAMERA` from (H, W) mean photoelectrons."""
     electrons = rng.poisson(photons) + rng.normal(0.0, CAMERA.readout_noise_e, photons.shape)
-    return np.clip(np.round(electrons / CAMERA.gain_e_per_adu + CAMERA.offset_adu), 0, 65535).astype(np.uint16)
+    counts = electrons / CAMERA.gain_e_per_adu + CAMERA.offset_adu
+    return np.asarray(np.clip(np.round(counts), 0, 65535), dtype=np.uint16)
 
 
 def measure(
@@ -110,7 +111,7 @@ def _outcome(
 
 def _bias_percent(image: NDArray[Any], level: float) -> float:
     mean_e = (float(np.mean(image, dtype=np.float64)) - CAMERA.offset_adu) * CAMERA.gain_e_per_adu
-    return 100.0 * (mean_e / level - 1.0)
+    return float(100.0 * (mean_e / level - 1.0))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from photonstep import metrics
 
 Protocol = Literal["A", "B"]
-Image = NDArray[np.generic]
+Image = NDArray[Any]
 
 
 @dataclass(frozen=True, kw_only=True)

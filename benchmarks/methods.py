@@ -109,8 +109,7 @@ def recipes(*, base: str = "base", live: str = "live", threads: int = 2) -> list
         return loaded[bundle]
 
     rows = [Recipe(name="raw", title="raw frame", camera="none", make=lambda: (_raw, ""))]
-    for sigma in baselines.GAUSSIAN_SIGMAS:
-        rows.append(_filter(f"gaussian_{sigma:g}", f"Gaussian, sigma {sigma:g} px", {"sigma_px": sigma}))
+    rows += [_gaussian(sigma_px) for sigma_px in baselines.GAUSSIAN_SIGMAS]
     rows += [
         _peer("nlm", "non-local means", baselines.non_local_means, "skimage", baselines.NLM),
         _peer("tv", "total variation", baselines.total_variation, "skimage", baselines.TV),
@@ -144,11 +143,12 @@ def _raw(frame: NDArray[Any], camera: object) -> Float:
     return np.asarray(frame, dtype=np.float32)
 
 
-def _filter(name: str, title: str, settings: dict[str, float]) -> Recipe:
+def _gaussian(sigma_px: float) -> Recipe:
     def make() -> tuple[Callable[[NDArray[Any], Any], Float], str]:
         _need("scipy")
-        return partial(baselines.gaussian, **settings), ""
+        return partial(baselines.gaussian, sigma_px=sigma_px), ""
 
+    name, title = f"gaussian_{sigma_px:g}", f"Gaussian, sigma {sigma_px:g} px"
     return Recipe(name=name, title=title, camera="none", make=make)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shlex
 import sys
 import time
@@ -200,7 +199,7 @@ def _save(path: Path | None, document: dict[str, Any]) -> None:
         return
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    part.replace(path)
 
 
 def _progress(row: Row) -> None:

@@ -30,7 +30,7 @@ import sys, time
 sys.modules["torch"] = sys.modules["onnx"] = None  # an import of either raises
 start = time.perf_counter()
 import photonstep
-photonstep.load, photonstep.Camera
+photonstep.load, photonstep.Camera  # names are loaded when they are first asked for
 print(time.perf_counter() - start)
 """
 

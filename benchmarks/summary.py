@@ -144,7 +144,7 @@ def interval_95(values: NDArray[np.float64], fields: Sequence[str]) -> tuple[flo
 
 
 def reporting_groups(rows: Sequence[Row]) -> list[Group]:
-    """One whole-set group for each set: its ``test`` split where it has one, else ``val``. Means over sets use these."""
+    """One group for each set, for means over sets: its ``test`` split where it has one, else ``val``."""
     chosen: dict[str, Group] = {}
     for group in groups(rows):
         if group.modality is None and (group.split == "test" or group.set_name not in chosen):

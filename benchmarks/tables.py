@@ -43,8 +43,8 @@ def machine_line(document: Mapping[str, Any]) -> str:
     limit = document["settings"]["limit"]
     partial = "" if limit is None else f" **Only {limit} frames per set.**"
     return (
-        f"{facts['cpu']}, {facts['cpu_count']} cores, Python {facts['python']}, commit {facts['commit']}, {facts['utc']}. "
-        f"Command: `{document['command']}`.{partial}"
+        f"{facts['cpu']}, {facts['cpu_count']} cores, Python {facts['python']}, commit {facts['commit']}, "
+        f"{facts['utc']}. Command: `{document['command']}`.{partial}"
     )
 
 

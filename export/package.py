@@ -55,7 +55,9 @@ def package(run: Path, output: Path, *, name: str, version: str, test_frame: Pat
     members = {"step_fp32.onnx": graph, "report.json": report, "test_frame.raw": frame.astype("<u2").tobytes()}
     # the expected pixels are made by the runtime from the same members, so a first bundle has none
     draft = Path(f"{output}.draft.photonstep")
-    first = write_bundle(draft, {**fields, "test_frame": None}, {k: v for k, v in members.items() if k != "test_frame.raw"}, True)
+    first = write_bundle(
+        draft, {**fields, "test_frame": None}, {k: v for k, v in members.items() if k != "test_frame.raw"}, True
+    )
     try:
         restorer = load(first, precision="fp32")
         expected = restorer(frame, camera=camera)
@@ -95,7 +97,10 @@ def _manifest(
         "scale": 1,
         "licence": "MIT",
         "authors": ["the photonstep developers"],
-        "provenance": f"photonstep.models.train, tier {settings['tier']}, {settings['steps']} steps, seed {settings['seed']}; docs/training.md",
+        "provenance": (
+            f"photonstep.models.train, tier {settings['tier']}, {settings['steps']} steps, seed {settings['seed']}; "
+            "docs/training.md"
+        ),
         "training_data": [{"name": n, "licence": lic, "source": src} for n, lic, src in sets],
         "model": {
             "prediction": "edm_f",

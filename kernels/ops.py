@@ -99,7 +99,7 @@ def to_counts(
     """
     offset = _number_or_map("offset_adu", offset_adu, electrons.shape)
     gain = _number_or_map("gain_e_per_adu", gain_e_per_adu, electrons.shape)
-    counts = electrons * _single(1.0 / gain)
+    counts: Float32 = electrons * _single(1.0 / gain)
     counts += _single(offset)
     kind = np.dtype(dtype)
     if kind.kind == "f":
@@ -122,8 +122,9 @@ def block_means(image: Float32, block_px: int) -> Float32:
         raise FrameError(f"image is {image.shape}; expected at least one block of {block_px}x{block_px} px")
     cropped = image[: height * block_px, : width * block_px]
     rows = np.add.reduce(cropped.reshape(height, block_px, width * block_px), axis=1)
-    means = np.add.reduce(rows.reshape(height, width, block_px), axis=2)
-    return np.multiply(means, np.float32(1 / block_px**2), dtype=np.float32)
+    means: Float32 = np.add.reduce(rows.reshape(height, width, block_px), axis=2, dtype=np.float32)
+    means *= np.float32(1 / block_px**2)
+    return means
 
 
 def lag_products(residual: Float32) -> tuple[float, float, float]:
@@ -147,7 +148,9 @@ def _check_frame(frame: NDArray[Any]) -> None:
 def _number_or_map(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Any:
     array = np.asarray(value, dtype=np.float64 if np.ndim(value) == 0 else np.float32)
     if array.ndim and array.shape != shape:
-        raise FrameError(f"{name} map is {array.shape}, frame is {shape}; crop the map to the camera's region of interest")
+        raise FrameError(
+            f"{name} map is {array.shape}, frame is {shape}; crop the map to the camera's region of interest"
+        )
     return array if array.ndim else float(array)
 
 

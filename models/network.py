@@ -10,6 +10,7 @@ Source: preconditioning, Karras et al. 2022 (EDM), arXiv:2206.00364.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,9 @@ class NetworkConfig:
         if self.width % 16 or self.width <= 0:
             raise ValueError(f"width is {self.width}; expected a positive multiple of 16")
         if len(self.mults) < 1 or self.blocks < 1 or self.unshuffle < 1:
-            raise ValueError(f"mults {self.mults}, blocks {self.blocks}, unshuffle {self.unshuffle}: each needs at least 1")
+            raise ValueError(
+                f"mults {self.mults}, blocks {self.blocks}, unshuffle {self.unshuffle}: each needs at least 1"
+            )
 
     @property
     def multiple(self) -> int:
@@ -83,9 +86,9 @@ class Denoiser(nn.Module):
         self.shuffle = nn.PixelShuffle(config.unshuffle)
         self.stem = nn.Conv2d(INPUT_PLANES * cells, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(_blocks(w, config.blocks) for w in widths[:-1])
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in pairwise(widths))
         self.middle = _blocks(widths[-1], 2 * config.blocks)
-        self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.ups = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in pairwise(widths))
         self.up_blocks = nn.ModuleList(_blocks(w, config.blocks) for w in widths[:-1])
         self.head = nn.Conv2d(widths[0], cells, 3, padding=1)
         nn.init.zeros_(self.head.weight)

@@ -23,6 +23,7 @@ class CameraRanges:
     """What the simulated cameras do, and how often."""
 
     peak_photons: tuple[float, float] = (2.0, 2000.0)
+    dark_photons: tuple[float, float] = (0.05, 10.0)
     readout_noise_e: tuple[float, float] = (0.3, 30.0)
     correlated_share: float = 0.4
     row_noise_share: float = 0.08
@@ -99,7 +100,7 @@ def expose(fields: Tensor, generator: torch.Generator, ranges: CameraRanges) -> 
 
 def _expose(fields: Tensor, low_high: Tensor, draw: _Draw, ranges: CameraRanges) -> Exposure:
     peak = torch.where(draw.uniform() < 0.7, draw.log_uniform(4.0, 300.0), draw.log_uniform(*ranges.peak_photons))
-    background = peak * draw.log_uniform(0.003, 0.5) * (draw.uniform() > 0.2) + draw.log_uniform(0.05, 10.0)
+    background = peak * draw.log_uniform(0.003, 0.5) * (draw.uniform() > 0.2) + draw.log_uniform(*ranges.dark_photons)
     gamma = draw.range(0.7, 1.5)
     brightness = torch.cat([fields.flatten(1), low_high], 1).clamp_min(0.0)
     photons = background + peak * brightness**gamma

@@ -20,7 +20,7 @@ from .noise import CameraRanges, expose
 
 SIDES_PX = (128, 192, 256)
 HIDDEN = (48, 24)
-RANGES = CameraRanges(correlated_share=0.55, row_noise_share=0.04, quantised_share=0.2)
+RANGES = CameraRanges(correlated_share=0.5, row_noise_share=0.04, dark_photons=(0.003, 10.0))
 
 
 def simulate_sample(pool: FieldPool, seed: int) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
@@ -34,8 +34,8 @@ def simulate_sample(pool: FieldPool, seed: int) -> tuple[NDArray[np.float32], ND
     except CameraError:
         return None
     variance = exposure.photons[0].numpy() + float(exposure.readout_noise_e) ** 2
-    seen = np.maximum(slope * exposure.photons[0].numpy() + intercept, 1e-3 * variance)
-    missed = float(np.clip(np.mean(np.log(variance / seen)), -0.5, 5.0))
+    seen = np.maximum(slope * exposure.photons[0].numpy() + intercept, 0.0)
+    missed = float(np.clip(np.log(variance.mean() / seen.mean()), -0.5, 5.0))
     features = estimator.noise_features(estimator.stabilised(frame, slope, intercept))
     return features, np.array([missed, *exposure.noise_correlation[0].tolist()], np.float32)
 
@@ -84,7 +84,11 @@ def main() -> None:
     mean, scale = features.mean(0), features.std(0) + 1e-3
     network = fit(np.clip((features - mean) / scale, -4, 4), truth)
     layers = [m for m in network if isinstance(m, nn.Linear)]
-    weights = {f"{k}{i + 1}": getattr(m, n).detach().numpy() for i, m in enumerate(layers) for k, n in (("w", "weight"), ("b", "bias"))}
+    weights = {
+        f"{k}{i + 1}": getattr(m, n).detach().numpy()
+        for i, m in enumerate(layers)
+        for k, n in (("w", "weight"), ("b", "bias"))
+    }
     np.savez(arguments.output, mean=mean, scale=scale, **weights)
     print(f"wrote {arguments.output}")
 

@@ -86,7 +86,8 @@ def train(config: TrainConfig, data: Path | None, output: Path) -> Path:
     pool = load_pool(data, output.parent / "cache", simulated=config.simulated_fields, seed=config.seed)
     held_out = load_pool(data, output.parent / "cache", simulated=64, seed=config.seed, split="val")
     state = _start(network_config, config, output / "checkpoint.pt")
-    print(f"{config.tier}: {parameter_count(state.network):,} parameters, {kmac_per_px(network_config):.1f} kMAC per pixel")
+    count, cost = parameter_count(state.network), kmac_per_px(network_config)
+    print(f"{config.tier}: {count:,} parameters, {cost:.1f} kMAC per pixel")
     _loop(state, config, pool, held_out, output)
     weights = output / "weights.pt"
     torch.save({"network": network_config.as_dict(), "state": state.average.state_dict(), "step": state.step}, weights)
@@ -193,14 +194,19 @@ def _log(path: Path, state: RunState, train_loss: float, held_out_loss: float) -
         if new:
             writer.writerow(["step", "seconds", "train_loss", "held_out_loss"])
         writer.writerow([state.step, round(state.seconds), f"{train_loss:.5f}", f"{held_out_loss:.5f}"])
-    print(f"step {state.step:6d}  {state.seconds:6.0f} s  train {train_loss:.4f}  held out {held_out_loss:.4f}", flush=True)
+    print(
+        f"step {state.step:6d}  {state.seconds:6.0f} s  train {train_loss:.4f}  held out {held_out_loss:.4f}",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tier", choices=sorted(TIERS), required=True, help="size of the network")
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
-    parser.add_argument("--data", type=Path, help="folder that holds clean/; without it only simulated fields and samples")
+    parser.add_argument(
+        "--data", type=Path, help="folder that holds clean/; without it only simulated fields and samples"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, help="run folder; an interrupted run resumes there")
     parser.add_argument("--seed", type=int, default=TrainConfig.seed)
     arguments = parser.parse_args()

@@ -43,7 +43,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Restore microscope frames at camera speed with few-step diffusion models.\n\nStart with [bold]photonstep demo[/bold].",
+    help="Restore microscope frames at camera speed with few-step diffusion models.\n\n"
+    "Start with [bold]photonstep demo[/bold].",
 )
 
 BundleOption = Annotated[

@@ -17,7 +17,7 @@ from photonstep.runtime.errors import ImageError
 from photonstep.runtime.images import open_image
 
 DEMO_FRAME = Path(__file__).with_name("demo_data") / "demo.tif"
-DEMO_SOURCE = "Zebrafish, confocal, 512 x 512 px, 8 bit · FMD, Zhang et al., CVPR 2019"
+DEMO_SOURCE = "Mouse brain, confocal, 512 x 512 px, 8 bit · FMD, Zhang et al., CVPR 2019"
 DATA_RANGE = 255.0
 LATENCY_BUDGET_S, LATENCY_RUNS = 6.0, 100
 # In the PNG's texts: tells a picture that the demo made, and may make anew, from one that is somebody's own.
@@ -86,7 +86,8 @@ def _footer(demo: Demo, restorer: Any) -> tuple[str, str]:
     manifest = restorer.bundle.manifest
     steps = f"{demo.result.steps} step{'s' if demo.result.steps != 1 else ''}"
     bundle = f"bundle {manifest.name} {manifest.version}"
-    place = f"{restorer.backend_name} {restorer.precision} on {cpu_model() if restorer.device == 'cpu' else restorer.device}"
+    device = cpu_model() if restorer.device == "cpu" else restorer.device
+    place = f"{restorer.backend_name} {restorer.precision} on {device}"
     return (
         f"{DEMO_SOURCE} · single frame, camera estimated from the frame itself · one linear grey scale for all panels",
         (

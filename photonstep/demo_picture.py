@@ -1,7 +1,7 @@
 """The picture of a restoration: raw, restored and ground truth side by side, and a magnified detail below each.
 
-Drawn with Pillow alone, so that the lean runtime can make it. One linear grey scale serves all three panels: a per-panel
-stretch would make any restoration look good.
+Drawn with Pillow alone, so that the lean runtime can make it. One linear grey scale serves all panels: a stretch of
+each by itself would make any restoration look good.
 """
 
 from collections.abc import Sequence

@@ -40,6 +40,13 @@ class Trial:
     tolerance_counts: float | None = None
     cause: str | None = None
 
+    @property
+    def is_right(self) -> bool:
+        """Whether the restored test frame fits; True when there is nothing to compare with."""
+        if self.difference_counts is None or self.tolerance_counts is None:
+            return True
+        return self.difference_counts <= self.tolerance_counts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
@@ -52,8 +59,8 @@ class Diagnosis:
 
     @property
     def can_run(self) -> bool:
-        """Whether the automatic choice restored a frame."""
-        return self.auto.latency is not None
+        """Whether the automatic choice restored a frame, and restored it to the pixels that the bundle promises."""
+        return self.auto.latency is not None and self.auto.is_right
 
 
 def examine(bundle: str) -> Diagnosis:

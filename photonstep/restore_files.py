@@ -1,4 +1,4 @@
-"""``photonstep restore``: files in, files out, one plane at a time; what to restore is decided before anything is written."""
+"""``photonstep restore``: files in, files out, plane by plane; all is checked before the first one is restored."""
 
 import contextlib
 import glob
@@ -73,7 +73,7 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
         if path.is_dir():
             paths = sorted(child for child in path.iterdir() if is_image_path(child) and not child.name.startswith("."))
         elif WILDCARDS & set(text) and not path.exists():  # a shell that expands nothing, as on Windows
-            paths = sorted(Path(match) for match in glob.glob(text) if is_image_path(Path(match)))
+            paths = sorted(Path(match) for match in glob.glob(text) if is_image_path(Path(match)))  # noqa: PTH207 any anchor
         else:
             paths = [path]
         if not paths:

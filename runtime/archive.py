@@ -242,8 +242,8 @@ def _check_layout(entries: list[_Entry], directory_offset: int, where: str) -> N
     if names != canonical:
         got, expected = next(pair for pair in zip(names, canonical, strict=True) if pair[0] != pair[1])
         raise BundleError(
-            f"{where}: member {got!r} stands where {expected!r} is expected ({MANIFEST_MEMBER} first, then sorted by name); "
-            f"repack it with photonstep"
+            f"{where}: member {got!r} stands where {expected!r} is expected ({MANIFEST_MEMBER} first, then sorted by "
+            f"name); repack it with photonstep"
         )
     if names[0] != MANIFEST_MEMBER:
         raise BundleError(f"{where}: no member {MANIFEST_MEMBER!r}; this is a zip but not a photonstep bundle")
@@ -256,7 +256,8 @@ def _check_layout(entries: list[_Entry], directory_offset: int, where: str) -> N
         if entry.offset != position:
             what = "overlaps the member before it" if entry.offset < position else "leaves a gap before it"
             raise BundleError(
-                f"{where}: member {entry.name!r} {what}: it starts at byte {entry.offset}, expected {position}; {_AGAIN}"
+                f"{where}: member {entry.name!r} {what}: it starts at byte {entry.offset}, expected {position}; "
+                f"{_AGAIN}"
             )
         position = entry.end
     if position != directory_offset:

@@ -115,7 +115,8 @@ class Bundle:
             if network.precision == precision:
                 return self.read(network.member)
         raise BundleError(
-            f"{self.path.name}: no network of precision {precision!r}; it has {', '.join(self.networks)}; choose one of them"
+            f"{self.path.name}: no network of precision {precision!r}; it has {', '.join(self.networks)}; "
+            "choose one of them"
         )
 
     def read_array(self, array: RawArray) -> NDArray[np.uint16]:
@@ -170,14 +171,14 @@ def write_bundle(
 def _read_file(path: str | os.PathLike[str]) -> bytes:
     """Return the whole file, after its kind and size were checked."""
     try:
-        status = os.stat(path)
+        status = Path(path).stat()
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(f"{path} is not a regular file; expected a {SUFFIX} file; check the path")
         if status.st_size > MAX_FILE_BYTES:
             raise BundleError(
                 f"{path} is {status.st_size} bytes; expected at most {MAX_FILE_BYTES}; this is not a bundle"
             )
-        with open(path, "rb") as stream:
+        with Path(path).open("rb") as stream:
             content = stream.read(status.st_size + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise BundleError(f"{path} cannot be read: {error}; expected a {SUFFIX} file; check the path") from error
@@ -204,7 +205,8 @@ def _verify_hashes(manifest: Manifest, members: Mapping[str, memoryview], where:
         digest = hashlib.sha256(members[name]).hexdigest()
         if digest != record.sha256:
             raise BundleError(
-                f"{where}: member {name!r} has SHA-256 {digest}; the manifest says {record.sha256}; fetch the bundle again"
+                f"{where}: member {name!r} has SHA-256 {digest}; the manifest says {record.sha256}; "
+                "fetch the bundle again"
             )
 
 
@@ -294,12 +296,12 @@ def _publish(content: bytes, target: Path, overwrite: bool) -> None:
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
-            with open(temporary, "xb") as stream:
+            with temporary.open("xb") as stream:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             if overwrite:
-                os.replace(temporary, target)
+                temporary.replace(target)
             else:
                 _rename_new(temporary, target)
             _sync_folder(target.parent)
@@ -320,7 +322,7 @@ def _rename_new(temporary: Path, target: Path) -> None:
     except OSError:  # a file system without hard links
         if os.path.lexists(target):
             raise FileExistsError(target) from None
-        os.replace(temporary, target)
+        temporary.replace(target)
 
 
 def _sync_folder(folder: Path) -> None:

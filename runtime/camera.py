@@ -60,12 +60,16 @@ class Camera:
         if len(set(shapes.values())) > 1:
             raise CameraError(f"camera maps have the shapes {shapes}; expected one shape for all maps")
         if not np.all(np.asarray(self.gain_e_per_adu) > 0):
-            raise CameraError(f"lowest gain_e_per_adu is {np.min(self.gain_e_per_adu)}; expected photoelectrons per ADU > 0")
+            raise CameraError(
+                f"lowest gain_e_per_adu is {np.min(self.gain_e_per_adu)}; expected photoelectrons per ADU > 0"
+            )
         if np.any(np.asarray(self.readout_noise_e) < 0):
             raise CameraError(f"lowest readout_noise_e is {np.min(self.readout_noise_e)}; expected 0 or more")
         correlation = tuple(float(c) for c in self.noise_correlation)
         if len(correlation) != 2 or not all(-1 < c < 1 for c in correlation):
-            raise CameraError(f"noise_correlation is {self.noise_correlation}; expected two numbers (y, x) between -1 and 1")
+            raise CameraError(
+                f"noise_correlation is {self.noise_correlation}; expected two numbers (y, x) between -1 and 1"
+            )
         object.__setattr__(self, "noise_correlation", correlation)
 
     @classmethod
@@ -91,7 +95,8 @@ class Camera:
         noise = estimate_noise(frames)
         # var = slope * mean + intercept = slope * (mean - offset) + readout^2, counts squared
         gain = 1.0 / noise.slope
-        offset = max(0.0, -noise.intercept / noise.slope) if noise.intercept < 0 else 0.0
+        # restored light is never negative, so an offset above the darkest part of the scene would cut it off
+        offset = min(max(0.0, -noise.intercept / noise.slope), max(0.0, noise.darkest))
         readout_adu = max(noise.intercept, 0.0) ** 0.5
         return cls(
             offset_adu=offset,
@@ -149,7 +154,9 @@ class Camera:
             raise CameraError(f"{path} is not a version 1 {FORMAT} file; write one with Camera.save")
         unknown = set(fields) - set(cls.__dataclass_fields__)
         if unknown:
-            raise CameraError(f"{path} has the unknown fields {sorted(unknown)}; expected {sorted(cls.__dataclass_fields__)}")
+            raise CameraError(
+                f"{path} has the unknown fields {sorted(unknown)}; expected {sorted(cls.__dataclass_fields__)}"
+            )
         try:
             return cls(**{k: _from_json(v) for k, v in fields.items()})
         except (TypeError, ValueError, zlib.error) as error:
@@ -188,13 +195,20 @@ class Camera:
     def summary(self) -> dict[str, Any]:
         """Plain numbers for logs and provenance; a map is given by its median."""
         numbers = {n: float(np.median(getattr(self, n))) for n in MAPPABLE}
-        return {**numbers, "noise_correlation": list(self.noise_correlation), "maps": self.map_shape, "source": self.source}
+        return {
+            **numbers,
+            "noise_correlation": list(self.noise_correlation),
+            "maps": self.map_shape,
+            "source": self.source,
+        }
 
 
 def _number_or_map(name: str, value: Any) -> Number:
     array = np.asarray(value)
     if array.dtype.kind not in "iuf" or array.ndim not in (0, 2):
-        raise CameraError(f"{name} is {array.dtype} of shape {array.shape}; expected a number or an (H, W) map of numbers")
+        raise CameraError(
+            f"{name} is {array.dtype} of shape {array.shape}; expected a number or an (H, W) map of numbers"
+        )
     if not np.all(np.isfinite(array)):
         raise CameraError(f"{name} holds values that are not finite; expected numbers only, replace bad pixels")
     if array.ndim == 0:

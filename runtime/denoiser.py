@@ -1,4 +1,4 @@
-"""A network as a function ``(x, sigma) -> x0_hat``: its inputs built and its output read by the bundle's conventions."""
+"""A network as a function ``(x, sigma) -> x0_hat``: its inputs built, its output read, as the bundle says."""
 
 from __future__ import annotations
 

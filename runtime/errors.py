@@ -1,4 +1,4 @@
-"""Every error that photonstep raises on purpose. A message says what, what it got, what it expected and what to do next."""
+"""Every error that photonstep raises on purpose. A message says what, what it got, what it expected and what next."""
 
 
 class PhotonstepError(Exception):

@@ -200,7 +200,7 @@ def imagej_pixel_size_um(metadata: Mapping[str, Any], resolution: Resolution | N
 
 
 def restored_imagej(description: str, same_units: bool, provenance: Mapping[str, Any] | None) -> str:
-    """Return ImageJ's description for a restored copy; the display range is dropped when the grey values' unit changed."""
+    """Return ImageJ's description for a restored copy; without the display range when the pixels' unit changed."""
     lines = [line for line in description.splitlines() if line.strip() and not line.startswith(f"{PROVENANCE_KEY}=")]
     if not same_units:
         lines = [line for line in lines if not line.startswith(("min=", "max="))]
@@ -212,7 +212,7 @@ def restored_imagej(description: str, same_units: bool, provenance: Mapping[str,
 def restored_imagej_tag(
     metadata: Mapping[str, Any], same_units: bool, provenance: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return what ImageJ keeps in its private tag (labels, colours, overlays); Image > Show Info shows the provenance."""
+    """Return what ImageJ keeps in its private tag (labels, colours, overlays); Show Info tells the provenance."""
     kept = {key: metadata[key] for key in IMAGEJ_TAG_KEYS if key in metadata and (same_units or key != "Ranges")}
     if provenance is not None:
         info = str(kept.get("Info", "")).rstrip()
@@ -220,11 +220,11 @@ def restored_imagej_tag(
     return kept
 
 
-# --- plain TIFF and PNG ----------------------------------------------------------------------------------------------------
+# --- plain TIFF and PNG --------------------------------------------------------------------------------------------
 
 
 def plain_pixel_size_um(resolution: Resolution | None) -> tuple[float, float] | None:
-    """Return (y, x) pixel size in µm from resolution tags, None when they give no unit or speak of a screen or paper."""
+    """Return (y, x) pixel size in µm from resolution tags, None when they name no unit or mean a screen or paper."""
     if resolution is None:
         return None
     (x_count, x_per), (y_count, y_per), unit = resolution

@@ -29,10 +29,15 @@ Index = tuple[int, ...]
 class ImageReader(Protocol):
     """What `open_image` returns.
 
-    Attributes: ``path``; ``shape`` and ``axes`` (for example (5, 2, 512, 512) and "TCYX", always ending in YX);
-    ``dtype`` (uint8, uint16 or float32); ``plane_count``; ``pixel_size_um`` ((y, x) in µm, None when the file does not
-    say); ``provenance`` (what photonstep wrote about an earlier restoration, or None); ``source_paths`` (every file read);
-    ``metadata`` (what a copy takes over).
+    Attributes
+    ----------
+    shape, axes : for example (5, 2, 512, 512) and "TCYX"; always ending in YX
+    dtype : uint8, uint16 or float32
+    plane_count : product of the axes before Y and X
+    pixel_size_um : (y, x) in µm, None when the file does not say
+    provenance : what photonstep wrote about an earlier restoration, or None
+    source_paths : every file that is read; an OME-TIFF may be a set of several
+    metadata : what a copy takes over
     """
 
     path: Path
@@ -113,7 +118,7 @@ class ImageWriter:
     ----------
     path : where the copy goes; the ending chooses TIFF or PNG
     like : the reader of the original: axes, dtype, pixel size and metadata are kept
-    provenance : JSON-able mapping recorded in the copy (OME StructuredAnnotations, ImageJ's or TIFF's description, PNG text)
+    provenance : JSON-able mapping, recorded in OME's StructuredAnnotations, the ImageJ or TIFF description, or PNG text
     dtype : of the copy, None for the original's
     overwrite : replace an existing file at ``path``; the original itself is never replaced
 
@@ -144,7 +149,7 @@ class ImageWriter:
         # Not mkstemp: its files are readable by their owner only, and the output should follow the user's umask.
         self._partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.partial")
         try:
-            self._file: IO[bytes] = open(self._partial, "x+b")
+            self._file: IO[bytes] = self._partial.open("x+b")
         except OSError as error:
             raise ImageError(f"{self.path}: cannot be written ({error.strerror or error})") from error
         try:
@@ -167,7 +172,8 @@ class ImageWriter:
         """Append the next (H, W) plane, of the writer's dtype."""
         if plane.shape != self._shape or plane.dtype != self.dtype:
             raise ShapeError(
-                f"{self.path}: plane is {plane.shape} {plane.dtype}, expected {self._shape} {self.dtype} as in {self._like.path}"
+                f"{self.path}: plane is {plane.shape} {plane.dtype}, expected {self._shape} {self.dtype} "
+                f"as in {self._like.path}"
             )
         if self._written == self._like.plane_count:
             raise ImageError(f"{self.path}: already holds all {self._written} planes of {self._like.path}")
@@ -235,14 +241,15 @@ def check_output(path: Path, like: ImageReader, *, dtype: npt.DTypeLike, overwri
         )
     if path.suffix.lower() in PNG_SUFFIXES and (like.plane_count != 1 or np.dtype(dtype).kind != "u"):
         raise ImageError(
-            f"{path}: a PNG holds one 8- or 16-bit plane, this image is {like.plane_count} of {np.dtype(dtype)}; write a .tif"
+            f"{path}: a PNG holds one 8- or 16-bit plane, this image has {like.plane_count} of {np.dtype(dtype)}; "
+            "write a .tif"
         )
 
 
 def _publish(partial: Path, path: Path, *, overwrite: bool) -> None:
     """Give a finished file its name in one step; without ``overwrite`` a file that appeared meanwhile is kept."""
     if overwrite:
-        os.replace(partial, path)
+        partial.replace(path)
     else:
         try:
             os.link(partial, path)
@@ -252,7 +259,7 @@ def _publish(partial: Path, path: Path, *, overwrite: bool) -> None:
         except OSError:  # a file system without hard links: the gap between test and rename is as short as it can be
             if path.exists():
                 raise ImageError(f"{path}: appeared while it was being written; the existing file is kept") from None
-            os.rename(partial, path)
+            partial.rename(path)
     if os.name == "posix":
         folder = os.open(path.parent, os.O_RDONLY)
         try:

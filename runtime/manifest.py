@@ -59,8 +59,8 @@ class ModelSpec(_Strict):
 
     ``sigma_data`` is the standard deviation of clean frames in model units. ``noise_correlation_input`` says that two
     constant planes follow the noise level: the lag-1 autocorrelation of the noise along y, then along x. H and W must
-    be multiples of ``multiple``; an output pixel sees ``receptive_radius_px`` input pixels to each side. ``prediction``,
-    ``conditioning``, ``input_scaling`` and ``integer_timestep`` mean what ``runtime.prediction`` says.
+    be multiples of ``multiple``; an output pixel sees ``receptive_radius_px`` input pixels to each side.
+    ``prediction``, ``conditioning``, ``input_scaling`` and ``integer_timestep`` mean what ``runtime.prediction`` says.
     """
 
     prediction: Prediction

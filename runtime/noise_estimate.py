@@ -35,13 +35,17 @@ REGRESSION = Path(__file__).with_name("noise_regression.npz")
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseEstimate:
-    """``variance = slope * mean + intercept`` in ADU squared, and the lag-1 correlation of the noise along (y, x)."""
+    """``variance = slope * mean + intercept`` in ADU squared, and the lag-1 correlation of the noise along (y, x).
+
+    ``darkest`` is the brightness of the darkest parts of the scene, ADU.
+    """
 
     slope: float
     intercept: float
     correlation: tuple[float, float]
     white_slope: float
     white_intercept: float
+    darkest: float
 
     @property
     def missed_variance(self) -> float:
@@ -61,6 +65,7 @@ def estimate_noise(frames: NDArray[Any]) -> NoiseEstimate:
         correlation=correlation,
         white_slope=slope,
         white_intercept=intercept,
+        darkest=float(np.median([np.percentile(ops.block_means(s, 8), 0.5) for s in samples])),
     )
 
 
@@ -78,7 +83,9 @@ def white_noise_line(samples: list[Image]) -> tuple[float, float]:
     pairs = [_block_brightness_and_variance(s) for s in samples]
     brightness, variance = (np.concatenate(part) for part in zip(*pairs, strict=True))
     if not brightness.size or not np.any(variance > 0):
-        raise CameraError("the frames hold no noise (constant or saturated everywhere); pass a Camera with known numbers")
+        raise CameraError(
+            "the frames hold no noise (constant or saturated everywhere); pass a Camera with known numbers"
+        )
     edges = np.quantile(brightness, np.linspace(0, 1, BRIGHTNESS_BINS + 1))
     which = np.clip(np.searchsorted(edges, brightness, side="right") - 1, 0, BRIGHTNESS_BINS - 1)
     bins = [np.flatnonzero(which == b) for b in range(BRIGHTNESS_BINS)]
@@ -110,9 +117,11 @@ def noise_features(z: Image) -> NDArray[np.float32]:
     powers += [_difference_power(z, lag, 1) for lag in (1, 2, 3, 5)]
     half, quarter = ops.block_means(z, 2) * np.float32(2), ops.block_means(z, 4) * np.float32(4)
     powers += [_laplacian_power(half, 1), _laplacian_power(quarter, 1)]
-    blocks = [ops.block_means(p, b) for p, b in zip(powers, [BLOCK_PX] * 10 + [BLOCK_PX // 2, BLOCK_PX // 4], strict=True)]
+    blocks = [
+        ops.block_means(p, b) for p, b in zip(powers, [BLOCK_PX] * 10 + [BLOCK_PX // 2, BLOCK_PX // 4], strict=True)
+    ]
     levels = np.array([np.quantile(b, QUANTILES) for b in blocks])
-    return np.log(np.maximum(levels, 1e-4)).ravel().astype(np.float32)
+    return np.asarray(np.log(np.maximum(levels, 1e-4)).ravel(), np.float32)
 
 
 def _as_frames(frames: NDArray[Any]) -> list[Image]:
@@ -121,7 +130,9 @@ def _as_frames(frames: NDArray[Any]) -> list[Image]:
         raise ShapeError(f"frames are {got}; expected (H, W) or (T, H, W) {', '.join(ops.FRAME_DTYPES)}")
     stack = frames if frames.ndim == 3 else frames[None]
     if not stack.shape[0] or min(stack.shape[1:]) < MINIMUM_SIDE_PX:
-        raise CameraError(f"frames are {frames.shape}; an estimate needs {MINIMUM_SIDE_PX}x{MINIMUM_SIDE_PX} px at least")
+        raise CameraError(
+            f"frames are {frames.shape}; an estimate needs {MINIMUM_SIDE_PX}x{MINIMUM_SIDE_PX} px at least"
+        )
     every = max(1, -(-stack.shape[0] // 8))
     single = [np.ascontiguousarray(f, dtype=np.float32) for f in stack[::every]]
     if not all(np.isfinite(f).all() for f in single):
@@ -132,7 +143,9 @@ def _as_frames(frames: NDArray[Any]) -> list[Image]:
 def _bridge(frame: Image) -> Image:
     finite = np.isfinite(frame)
     if finite.mean() < 0.5:
-        raise CameraError(f"{1 - finite.mean():.0%} of the pixels are not finite; an estimate needs half of them at least")
+        raise CameraError(
+            f"{1 - finite.mean():.0%} of the pixels are not finite; an estimate needs half of them at least"
+        )
     return np.where(finite, frame, np.median(frame[finite])).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Where a stabilised frame lies in the model's range: ``u = (z - centre) / span``, tracked slowly, never per-frame min/max."""
+"""Where a stabilised frame lies in the model's range: ``u = (z - centre) / span``, tracked, never per-frame min/max."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelRange:
 
     def from_model(self, u: NDArray[Any]) -> NDArray[np.float32]:
         """u to z, a new float32 array."""
-        z = np.multiply(u, np.float32(self.span_z), dtype=np.float32)
+        z: NDArray[np.float32] = np.multiply(u, np.float32(self.span_z), dtype=np.float32)
         z += np.float32(self.centre_z)
         return z
 

@@ -57,7 +57,8 @@ def _decode(path: Path) -> tuple[npt.NDArray[Any], dict[str, Any]]:
             info = {str(key): value for key, value in image.info.items()}
             if mode not in ("L", "I;16"):
                 raise ImageError(
-                    f"{path}: PNG mode is {mode}, expected 8- or 16-bit grey; split the channels and save each as grey values"
+                    f"{path}: PNG mode is {mode}, expected 8- or 16-bit grey; "
+                    "split the channels and save each as grey values"
                 )
             plane = np.array(image)
     # Pillow raises SyntaxError on broken chunks, and ValueError and OSError on damaged data.

@@ -64,17 +64,26 @@ def examine(
         and float(np.median(camera.readout_noise_e)) < FLOOR_READOUT_E,
         "noise_mismatch": not RESIDUAL_VARIANCE[0] <= variance <= RESIDUAL_VARIANCE[1],
         "correlated_noise": max(camera.noise_correlation) > limits.max_noise_correlation
-        or any(found - known > CORRELATION_MISMATCH for found, known in zip(correlation, camera.noise_correlation, strict=True)),
+        or any(
+            found - known > CORRELATION_MISMATCH
+            for found, known in zip(correlation, camera.noise_correlation, strict=True)
+        ),
         "out_of_range": not limits.sigma_min <= sigma <= limits.sigma_max,
     }
-    numbers = {"residual_variance": variance, "residual_correlation_y": correlation[0], "residual_correlation_x": correlation[1]}
+    numbers = {
+        "residual_variance": variance,
+        "residual_correlation_y": correlation[0],
+        "residual_correlation_x": correlation[1],
+    }
     if report:
         numbers["photon_balance"] = _photon_balance(frame, electrons, camera, missing)
     flags = tuple(name for name, on in told.items() if on)
     return Finding(sigma=sigma, network_ms=network_ms, flags=flags, report=numbers if report else {})
 
 
-def residual_statistics(z: NDArray[np.float32], restored_z: NDArray[np.float32], step: int) -> tuple[float, float, float]:
+def residual_statistics(
+    z: NDArray[np.float32], restored_z: NDArray[np.float32], step: int
+) -> tuple[float, float, float]:
     """Variance and lag-1 autocovariance (y, x) of ``z - restored`` over bands of 16 rows, one band in ``step``."""
     bands = [slice(start, start + 16) for start in range(0, z.shape[0], 16 * step)]
     totals = np.array([ops.lag_products(z[b] - restored_z[b]) for b in bands if z[b].shape[0] > 1])

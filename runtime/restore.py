@@ -50,7 +50,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or isinstance(self.steps, bool) or not 1 <= self.steps <= 1000:
-            raise PlanError(f"steps is {self.steps!r}; expected an integer from 1 (safe mean) to 4 (detail), at most 1000")
+            raise PlanError(
+                f"steps is {self.steps!r}; expected an integer from 1 (safe mean) to 4 (detail), at most 1000"
+            )
         if self.output not in OUTPUTS:
             raise PlanError(f"output is {self.output!r}; choose one of {', '.join(OUTPUTS)}")
         if self.tile_px is not None and self.tile_px < MINIMUM_SIDE_PX:
@@ -182,9 +184,9 @@ class Restorer:
         z = camera.stabilise(whole)
         model_range = tracker.update(z)
         restored = model_range.from_model(self._sample(model_range.to_model(z.copy()), model_range, camera, plan))
-        electrons = camera.unstabilise(restored)
+        electrons = np.maximum(camera.unstabilise(restored), 0)  # light is never negative
         if plan.output == "photoelectrons":
-            np.maximum(electrons, 0, out=out)
+            out[...] = electrons
         else:
             out[...] = ops.to_counts(
                 electrons, out.dtype, offset_adu=camera.offset_adu, gain_e_per_adu=camera.gain_e_per_adu
@@ -206,7 +208,7 @@ class Restorer:
         rows = plan.rows()
         noise = samplers.seeded_noise(plan.seed, padded.shape) if samplers.is_stochastic(rows) else None
         tile_px = plan.tile_px or (WHOLE_FRAME_PX if max(padded.shape) <= WHOLE_FRAME_PX else TILE_PX)
-        halo_px = model.receptive_radius_px * plan.steps
+        halo_px = model.receptive_radius_px * len(rows)  # every evaluation widens what a pixel has seen
         stitched = np.empty_like(padded)
         for tile in plan_tiles(_two(padded.shape), tile_px=tile_px, halo_px=halo_px, multiple=model.multiple):
             stitched[tile.keep] = samplers.sample(
@@ -214,7 +216,7 @@ class Restorer:
                 rows,
                 self._denoiser.at(camera.noise_correlation),
                 sigma_map=model_range.sigma,
-                noise=None if noise is None else lambda row, t=tile, n=noise: np.ascontiguousarray(n(row)[t.read]),
+                noise=None if noise is None else samplers.cropped_noise(noise, tile.read),
                 measurement=None,
             )[tile.inner]
         return stitched[: u.shape[0], : u.shape[1]]
@@ -261,7 +263,9 @@ def find_bundle(name: str | Path) -> Path:
         return shipped[str(name)]
     path = Path(name)
     if not path.exists():
-        raise BundleError(f"no bundle {str(name)!r}; choose a shipped one ({', '.join(shipped)}) or the path of a .photonstep file")
+        raise BundleError(
+            f"no bundle {str(name)!r}; choose a shipped one ({', '.join(shipped)}) or the path of a .photonstep file"
+        )
     return path
 
 
@@ -290,14 +294,16 @@ def _check_frames(frames: NDArray[Any]) -> None:
     if not isinstance(frames, np.ndarray):
         raise ShapeError(f"frames are a {type(frames).__name__}; expected a NumPy array, see numpy.asarray")
     if frames.dtype.name not in ops.FRAME_DTYPES:
-        raise ShapeError(f"frames are {frames.dtype}; expected {', '.join(ops.FRAME_DTYPES)}: convert with astype, mind the range")
+        raise ShapeError(
+            f"frames are {frames.dtype}; expected {', '.join(ops.FRAME_DTYPES)}: convert with astype, mind the range"
+        )
     if frames.ndim not in (2, 3) or not frames.size:
         raise ShapeError(f"frames have shape {frames.shape}; expected (H, W) or (T, H, W) with at least one plane")
     low, high = min(frames.shape[-2:]), max(frames.shape[-2:])
     if low < MINIMUM_SIDE_PX or high > MAXIMUM_SIDE_PX:
         raise ShapeError(
-            f"frames are {frames.shape[-2]}x{frames.shape[-1]} px; expected {MINIMUM_SIDE_PX} to {MAXIMUM_SIDE_PX} px a side: "
-            "pad or crop them"
+            f"frames are {frames.shape[-2]}x{frames.shape[-1]} px; expected {MINIMUM_SIDE_PX} to {MAXIMUM_SIDE_PX} px "
+            "a side: pad or crop them"
         )
 
 

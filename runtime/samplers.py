@@ -225,6 +225,11 @@ def seeded_noise(seed: int, shape: tuple[int, ...], dtype: DTypeLike = np.float3
     return noise
 
 
+def cropped_noise(noise: Noise, read: tuple[slice, slice]) -> Noise:
+    """A tile's part of a whole frame's noise."""
+    return lambda index: np.ascontiguousarray(noise(index)[read])
+
+
 def sample(
     x: FloatArray,
     rows: Table,

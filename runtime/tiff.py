@@ -1,8 +1,8 @@
 """TIFF in and out, plane by plane: OME-TIFF, ImageJ hyperstacks, BigTIFF, tiled and compressed pages, through tifffile.
 
 The reader holds one page in memory at a time (uncompressed contiguous data is memory-mapped), so a 100 GB stack
-restores on a laptop. The writer sends planes out in the reader's order and keeps the file's dialect, axes, pixel size and
-metadata (`image_metadata.py`). Vendor dialects other than OME and ImageJ are read and come out as plain TIFF.
+restores on a laptop. The writer sends planes out in the reader's order and keeps the file's dialect, axes, pixel size
+and metadata (`image_metadata.py`). Vendor dialects other than OME and ImageJ are read and come out as plain TIFF.
 """
 
 import contextlib
@@ -155,12 +155,14 @@ def _refuse_what_is_not_grey(path: Path, series: tifffile.TiffPageSeries, page: 
     photometric = tifffile.PHOTOMETRIC(page.photometric)
     if photometric is tifffile.PHOTOMETRIC.PALETTE:
         raise ImageError(
-            f"{path}: pixels point into a colour table; expected grey values. In ImageJ choose Image > Lookup Tables > Grays and save"
+            f"{path}: pixels point into a colour table, expected grey values; "
+            "in ImageJ choose Image > Lookup Tables > Grays and save"
         )
     if photometric is not tifffile.PHOTOMETRIC.MINISBLACK or not series.axes.endswith("YX"):
         raise ImageError(
-            f"{path}: pixels are {photometric.name} with axes {series.axes}, expected grey planes (axes ending in YX, black is zero); "
-            "split the channels and save each as grey values (a stack of three frames saved by tifffile needs photometric='minisblack')"
+            f"{path}: pixels are {photometric.name} with axes {series.axes}, expected grey planes (axes ending in YX, "
+            "black is zero); split the channels and save each as grey values "
+            "(three frames saved by tifffile need photometric='minisblack')"
         )
     if series.dtype is None or series.dtype.name not in DTYPES or page.bitspersample not in (8, 16, 32):
         raise ImageError(
@@ -190,7 +192,8 @@ def _check_segments(path: Path, page: Any, flat: int) -> None:
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
         if count == 0 or offset == 0 or offset + count > size:
             raise ImageError(
-                f"{path}: truncated: plane {flat} has data at byte {offset} to {offset + count} of {size}; copy the complete file again"
+                f"{path}: truncated: plane {flat} has data at byte {offset} to {offset + count} of {size}; "
+                "copy the complete file again"
             )
 
 

@@ -39,12 +39,12 @@ def plan_tiles(shape: tuple[int, int], *, tile_px: int, halo_px: int, multiple: 
     PlanError : a side is not a multiple, or a size is not positive
     """
     if multiple < 1 or tile_px < 1 or halo_px < 0 or any(n < 1 or n % multiple for n in shape):
-        raise PlanError(f"tiles of {tile_px} px with a halo of {halo_px} px do not fit a frame {shape} on a {multiple} px grid")
+        raise PlanError(
+            f"tiles of {tile_px} px with a halo of {halo_px} px do not fit a frame {shape} on a {multiple} px grid"
+        )
     step, halo = (-(-n // multiple) * multiple for n in (tile_px, halo_px))
     rows, columns = (list(_spans(n, step, halo)) for n in shape)
-    return tuple(
-        Tile(read=(y[0], x[0]), keep=(y[1], x[1]), inner=(y[2], x[2])) for y in rows for x in columns
-    )
+    return tuple(Tile(read=(y[0], x[0]), keep=(y[1], x[1]), inner=(y[2], x[2])) for y in rows for x in columns)
 
 
 def _spans(length: int, step: int, halo: int) -> Iterator[tuple[slice, slice, slice]]:
@@ -55,7 +55,7 @@ def _spans(length: int, step: int, halo: int) -> Iterator[tuple[slice, slice, sl
 
 
 def pad_to_multiple(image: NDArray[Any], multiple: int) -> NDArray[Any]:
-    """Extend the lower and right edge by reflection to multiples of ``multiple``; returns the image itself if it fits."""
+    """Extend the lower and right edge by reflection to multiples of ``multiple``; an image that fits is returned."""
     extra = [-n % multiple for n in image.shape]
     if not any(extra):
         return image

@@ -1,6 +1,6 @@
 """Fuzz target of the bundle reader: any bytes either load as a verified bundle or are a `BundleError`, nothing else.
 
-    python -m tests.fuzz_bundle -max_total_time=60      # needs atheris (coverage-guided); other libFuzzer flags work too
+    python -m tests.fuzz_bundle -max_total_time=60      # needs atheris (coverage-guided); takes libFuzzer's flags
 
 ``tests/test_bundle_fuzz.py`` runs the same three targets on hypothesis' mutations, bounded, without atheris.
 """

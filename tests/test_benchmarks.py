@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from scipy import ndimage
+
 from benchmarks import baselines, bias, datasets, machine, methods, oracle, quality, speed, tables
 from benchmarks.datasets import Pair
 from benchmarks.marks import Mark, judge
 from benchmarks.summary import Group, Row, best_gaussian, gain_of, groups, interval_95, mean_of, reporting_groups
 from photonstep import Camera
-from scipy import ndimage
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 GROUP = Group(set_name="fmd_testmix", split="test")

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image, PngImagePlugin
+
 from photonstep.runtime import tiff
 from photonstep.runtime.errors import ImageError, ShapeError
 from photonstep.runtime.images import ImageWriter, open_image
-from PIL import Image, PngImagePlugin
 
 PROVENANCE = {
     "photonstep": "0.1.0",
@@ -119,7 +120,8 @@ def test_ome_set_of_two_files_is_one_image(tmp_path, stack):
     start, _, rest = xml.partition("<TiffData")
     files = [("a.ome.tif", 0, 0), ("a.ome.tif", 1, 1), ("b.ome.tif", 0, 2)]
     for name, ifd, t in files:
-        start += f'<TiffData IFD="{ifd}" FirstT="{t}" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{name[0]}</UUID></TiffData>'
+        uuid = f'<UUID FileName="{name}">urn:uuid:{name[0]}</UUID>'
+        start += f'<TiffData IFD="{ifd}" FirstT="{t}" PlaneCount="1">{uuid}</TiffData>'
     xml = start + rest[rest.index("</Pixels>") :]
     tifffile.tiffcomment(tmp_path / "a.ome.tif", xml.encode())
     copy(tmp_path / "a.ome.tif", tmp_path / "out.ome.tif")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import tifffile
-from photonstep.runtime.errors import ShapeError
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from photonstep import metrics
 from photonstep.demo import DEMO_FRAME
+from photonstep.runtime.errors import ShapeError
 
 
 @pytest.fixture(scope="module")

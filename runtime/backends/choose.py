@@ -18,7 +18,9 @@ from .protocol import Array, Session
 BACKENDS: Final[Mapping[str, ModuleType]] = {m.name: m for m in (openvino, onnxruntime)}
 DEVICES: Final = ("auto", "cpu", "cuda")
 PRECISIONS: Final = ("auto", "fp32", "bf16")
-PARITY_BUDGET: Final = 0.05  # rms difference from fp32, in units of the frame's noise: far below what the eye or PSNR sees
+PARITY_BUDGET: Final = (
+    0.05  # rms difference from fp32, in units of the frame's noise: far below what the eye or PSNR sees
+)
 TIMED_RUNS: Final = 3
 
 
@@ -66,8 +68,10 @@ def open_session(
     BackendError : what was asked for cannot be used here; the message names the cause for every candidate
     """
     for what, value, choices in (
-        ("device", device, DEVICES), ("precision", precision, PRECISIONS), ("backend", backend or "any", ("any", *BACKENDS)),
-    ):  # fmt: skip
+        ("device", device, DEVICES),
+        ("precision", precision, PRECISIONS),
+        ("backend", backend or "any", ("any", *BACKENDS)),
+    ):
         if value not in choices:
             raise BackendError(f"{what} is {value!r}; choose one of {', '.join(choices)}")
     target = "cpu" if device == "auto" else device
