@@ -8,19 +8,22 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
 from .errors import CameraError, ShapeError
+from .strict_json import parse_strict
 
 Number = float | NDArray[np.float32]
 Source = Literal["given", "estimated", "calibrated"]
 
 FORMAT = "photonstep-camera"
 MAPPABLE = ("offset_adu", "gain_e_per_adu", "readout_noise_e")
+LARGEST_NUMBER = 1e18  # its square is still a float32
+MAXIMUM_FILE_BYTES = 1 << 30  # three maps of 8192 x 8192 px
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,12 +68,19 @@ class Camera:
             )
         if np.any(np.asarray(self.readout_noise_e) < 0):
             raise CameraError(f"lowest readout_noise_e is {np.min(self.readout_noise_e)}; expected 0 or more")
-        correlation = tuple(float(c) for c in self.noise_correlation)
-        if len(correlation) != 2 or not all(-1 < c < 1 for c in correlation):
-            raise CameraError(
-                f"noise_correlation is {self.noise_correlation}; expected two numbers (y, x) between -1 and 1"
-            )
+        correlation = _two_numbers("noise_correlation", self.noise_correlation)
+        if not all(-1 < c < 1 for c in correlation):
+            raise CameraError(f"noise_correlation is {correlation}; expected two numbers (y, x) between -1 and 1")
         object.__setattr__(self, "noise_correlation", correlation)
+        if self.saturation_adu is not None:
+            object.__setattr__(self, "saturation_adu", _number("saturation_adu", self.saturation_adu))
+        if self.gain_interval_e_per_adu is not None:
+            interval = _two_numbers("gain_interval_e_per_adu", self.gain_interval_e_per_adu)
+            if not 0 < interval[0] <= interval[1]:
+                raise CameraError(f"gain_interval_e_per_adu is {interval}; expected 0 < low <= high")
+            object.__setattr__(self, "gain_interval_e_per_adu", interval)
+        if self.source not in get_args(Source):
+            raise CameraError(f"source is {self.source!r}; expected one of {', '.join(get_args(Source))}")
 
     @classmethod
     def estimate(cls, frames: NDArray[Any]) -> Camera:
@@ -129,14 +139,24 @@ class Camera:
         return photon_transfer(dark, flats, maps=maps)
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> None:
-        """Write the camera as JSON; maps are embedded, compressed. Replaces the file in one step."""
+        """Write the camera as JSON; maps are embedded, compressed. Replaces the file in one step.
+
+        Raises
+        ------
+        CameraError : the file exists and ``overwrite`` is False, or it cannot be written
+        """
         target = Path(path)
         if target.exists() and not overwrite:
             raise CameraError(f"{target} exists; choose another name or pass overwrite=True")
         fields = {"format": FORMAT, "format_version": 1, **{k: _to_json(v) for k, v in vars(self).items()}}
         partial = target.with_name(target.name + ".partial")
-        partial.write_text(json.dumps(fields, indent=1) + "\n")
-        partial.replace(target)
+        try:
+            partial.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n")
+            partial.replace(target)
+        except OSError as error:
+            raise CameraError(f"cannot write camera file {target}: {error}; check the folder and free space") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Camera:
@@ -146,20 +166,16 @@ class Camera:
         ------
         CameraError : unreadable, not a camera file, unknown fields, or impossible numbers
         """
-        try:
-            fields = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise CameraError(f"cannot read camera file {path}: {error}; write one with Camera.save") from error
+        fields = _read_json(Path(path))
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT or fields.pop("format_version", 0) != 1:
             raise CameraError(f"{path} is not a version 1 {FORMAT} file; write one with Camera.save")
         unknown = set(fields) - set(cls.__dataclass_fields__)
         if unknown:
-            raise CameraError(
-                f"{path} has the unknown fields {sorted(unknown)}; expected {sorted(cls.__dataclass_fields__)}"
-            )
+            known = ", ".join(cls.__dataclass_fields__)
+            raise CameraError(f"{path} has the unknown fields {sorted(unknown)}; expected {known}")
         try:
             return cls(**{k: _from_json(v) for k, v in fields.items()})
-        except (TypeError, ValueError, zlib.error) as error:
+        except (CameraError, TypeError, ValueError, zlib.error) as error:
             raise CameraError(f"{path}: {error}; write the file again with Camera.save") from error
 
     @property
@@ -209,13 +225,41 @@ def _number_or_map(name: str, value: Any) -> Number:
         raise CameraError(
             f"{name} is {array.dtype} of shape {array.shape}; expected a number or an (H, W) map of numbers"
         )
-    if not np.all(np.isfinite(array)):
-        raise CameraError(f"{name} holds values that are not finite; expected numbers only, replace bad pixels")
+    if array.ndim == 2 and not array.size:
+        raise CameraError(f"{name} is a map of shape {array.shape}; expected at least one pixel")
+    if not np.all(np.abs(array) <= LARGEST_NUMBER):
+        raise CameraError(
+            f"{name} holds values that are not finite or beyond 1e18; expected numbers, replace bad pixels"
+        )
     if array.ndim == 0:
         return float(array)
     frozen = np.array(array, dtype=np.float32)
     frozen.flags.writeable = False
     return frozen
+
+
+def _number(name: str, value: Any) -> float:
+    number = _number_or_map(name, value)
+    if not isinstance(number, float):
+        raise CameraError(f"{name} is a map of shape {number.shape}; expected one number")
+    return number
+
+
+def _two_numbers(name: str, value: Any) -> tuple[float, float]:
+    if not isinstance(value, tuple | list | np.ndarray) or len(value) != 2:
+        raise CameraError(f"{name} is {value!r}; expected two numbers")
+    return _number(name, value[0]), _number(name, value[1])
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAXIMUM_FILE_BYTES:
+            raise CameraError(
+                f"{path} is {path.stat().st_size} bytes; expected a camera file, write one with Camera.save"
+            )
+        return parse_strict(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CameraError(f"cannot read camera file {path}: {str(error)[:200]}; write one with Camera.save") from error
 
 
 def _to_json(value: Any) -> Any:
@@ -230,11 +274,14 @@ def _from_json(value: Any) -> Any:
         return tuple(value)
     if not isinstance(value, dict):
         return value
-    height, width = (int(n) for n in value["shape"])
-    if not (0 < height <= 65536 and 0 < width <= 65536):
-        raise ValueError(f"a map of shape {value['shape']} is not possible")
+    if set(value) != {"shape", "float32_zlib_base64"}:
+        raise ValueError(f"a map has the fields {sorted(value)}; expected shape and float32_zlib_base64")
+    shape = value["shape"]
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and 0 < n <= 8192 for n in shape):
+        raise ValueError(f"a map has the shape {shape}; expected two whole numbers from 1 to 8192")
+    height, width = shape
     size = 4 * height * width
     content = zlib.decompressobj().decompress(base64.b64decode(value["float32_zlib_base64"], validate=True), size + 1)
     if len(content) != size:
-        raise ValueError(f"a map of shape {value['shape']} needs {size} bytes, the file holds {len(content)} or more")
+        raise ValueError(f"a map of shape {shape} needs {size} bytes, the file holds {len(content)} or more")
     return np.frombuffer(content, "<f4").reshape(height, width)

@@ -17,6 +17,7 @@ SATURATED_SHARE: Final = 1e-3
 FLOOR_PHOTONS: Final = 2.0
 FLOOR_READOUT_E: Final = 0.5
 RESIDUAL_VARIANCE: Final = (0.6, 1.6)  # of the stabilised residual; 1 where the camera numbers hold
+STABLE_VARIANCE_E2: Final = 3.0  # shot plus readout variance, e-^2, above which stabilised noise has unit variance
 CORRELATION_MISMATCH: Final = 0.25
 EXAMINED_ROWS: Final = 4  # one band of rows in four is enough for the residual's statistics
 
@@ -41,33 +42,31 @@ class Finding:
 
 
 def examine(
-    frame: NDArray[Any],
     z: NDArray[np.float32],
     restored_z: NDArray[np.float32],
     electrons: NDArray[np.float32],
     camera: Camera,
     *,
     sigma: float,
+    full: NDArray[np.bool_] | None,
     missing: NDArray[np.bool_] | None,
     limits: OperatingRange,
     network_ms: float,
     report: bool,
 ) -> Finding:
     """Judge one restored plane; all arrays (H, W). A report looks at every row, otherwise at a quarter of them."""
-    step = 1 if report else EXAMINED_ROWS
-    variance, along_y, along_x = residual_statistics(z, restored_z, step)
+    variance, along_y, along_x = residual_statistics(z, restored_z, 1 if report else EXAMINED_ROWS)
     correlation = (along_y / max(variance, 1e-6), along_x / max(variance, 1e-6))
+    photons, readout_e = float(np.mean(electrons[::EXAMINED_ROWS])), float(np.median(camera.readout_noise_e))
+    # with little light the transform cannot stabilise, and the residual is weak for a good reason
+    weakest = RESIDUAL_VARIANCE[0] if photons + readout_e**2 >= STABLE_VARIANCE_E2 else 0.0
     told = {
-        "saturated": _saturated_share(frame[::step], camera) > SATURATED_SHARE,
+        "saturated": full is not None and np.count_nonzero(full) > SATURATED_SHARE * full.size,
         "non_finite": missing is not None,
-        "below_photon_floor": float(np.mean(electrons[::step])) < FLOOR_PHOTONS
-        and float(np.median(camera.readout_noise_e)) < FLOOR_READOUT_E,
-        "noise_mismatch": not RESIDUAL_VARIANCE[0] <= variance <= RESIDUAL_VARIANCE[1],
+        "below_photon_floor": photons < FLOOR_PHOTONS and readout_e < FLOOR_READOUT_E,
+        "noise_mismatch": not weakest <= variance <= RESIDUAL_VARIANCE[1],
         "correlated_noise": max(camera.noise_correlation) > limits.max_noise_correlation
-        or any(
-            found - known > CORRELATION_MISMATCH
-            for found, known in zip(correlation, camera.noise_correlation, strict=True)
-        ),
+        or any(c - k > CORRELATION_MISMATCH for c, k in zip(correlation, camera.noise_correlation, strict=True)),
         "out_of_range": not limits.sigma_min <= sigma <= limits.sigma_max,
     }
     numbers = {
@@ -75,10 +74,23 @@ def examine(
         "residual_correlation_y": correlation[0],
         "residual_correlation_x": correlation[1],
     }
-    if report:
-        numbers["photon_balance"] = _photon_balance(frame, electrons, camera, missing)
     flags = tuple(name for name, on in told.items() if on)
     return Finding(sigma=sigma, network_ms=network_ms, flags=flags, report=numbers if report else {})
+
+
+def full_pixels(frame: NDArray[Any], camera: Camera) -> NDArray[np.bool_] | None:
+    """Where the camera was saturated, (H, W), or None where no pixel was."""
+    limit = camera.saturation_adu
+    if limit is None:
+        if frame.dtype.kind == "f":
+            return None
+        limit = float(np.iinfo(frame.dtype).max)
+    if frame.dtype.kind == "u":
+        limit = int(np.ceil(limit))
+        if limit > np.iinfo(frame.dtype).max:
+            return None
+    full: NDArray[np.bool_] = frame >= limit
+    return full if full.any() else None
 
 
 def residual_statistics(
@@ -99,22 +111,3 @@ def merge(flags: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
 def mean_report(reports: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean over planes of every reported number."""
     return {key: float(np.mean([r[key] for r in reports])) for key in reports[0]} if reports and reports[0] else {}
-
-
-def _saturated_share(frame: NDArray[Any], camera: Camera) -> float:
-    full = camera.saturation_adu
-    if full is None:
-        if frame.dtype.kind == "f":
-            return 0.0
-        full = float(np.iinfo(frame.dtype).max)
-    return float(np.count_nonzero(frame >= full)) / frame.size
-
-
-def _photon_balance(
-    frame: NDArray[Any], electrons: NDArray[np.float32], camera: Camera, missing: NDArray[np.bool_] | None
-) -> float:
-    """Restored over measured sum of photoelectrons: 1 where no light was invented or lost."""
-    measured = (frame.astype(np.float64) - camera.offset_adu) * camera.gain_e_per_adu
-    counted = slice(None) if missing is None else ~missing
-    total = float(np.sum(measured[counted]))
-    return float(np.sum(electrons[counted], dtype=np.float64)) / total if total > 0 else float("nan")

@@ -22,8 +22,9 @@ from .backends.choose import Choice, Probe, open_session
 from .bundle import Bundle
 from .camera import Camera
 from .denoiser import Denoiser
-from .errors import BundleError, PlanError, ShapeError
+from .errors import BundleError, CameraError, PlanError, ShapeError
 from .normalise import ModelRange, RangeTracker
+from .photon_balance import balance_factor
 from .tiling import pad_to_multiple, plan_tiles
 
 ZOO: Final = Path(__file__).resolve().parent.parent / "models" / "zoo"
@@ -55,8 +56,10 @@ class Plan:
             )
         if self.output not in OUTPUTS:
             raise PlanError(f"output is {self.output!r}; choose one of {', '.join(OUTPUTS)}")
-        if self.tile_px is not None and self.tile_px < MINIMUM_SIDE_PX:
-            raise PlanError(f"tile_px is {self.tile_px}; expected {MINIMUM_SIDE_PX} or more")
+        if self.tile_px is not None and not (isinstance(self.tile_px, int) and self.tile_px >= MINIMUM_SIDE_PX):
+            raise PlanError(f"tile_px is {self.tile_px!r}; expected a whole number, {MINIMUM_SIDE_PX} or more")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise PlanError(f"seed is {self.seed!r}; expected a whole number, 0 or more")
         self.rows()
 
     def rows(self) -> samplers.Table:
@@ -135,7 +138,7 @@ class Restorer:
         steps : network evaluations K (K - 1 of them for Heun count double); None takes the bundle's default
         sampler : a name of `runtime.samplers`; None takes the bundle's default
         output : "input" (dtype and units of the input) or "photoelectrons" (float32)
-        report : also measure the residual: its variance, lag-1 correlation and photon balance
+        report : also give the residual's variance and lag-1 correlation and the photon balance factor
         seed : of the noise that stochastic samplers add
         tile_px : restore in tiles of this side; None decides by the frame's size
 
@@ -146,12 +149,16 @@ class Restorer:
         Raises
         ------
         ShapeError : wrong shape or dtype, an empty stack, or camera maps of another shape
-        CameraError : the camera cannot be estimated from these frames
+        CameraError : the camera cannot be estimated from these frames, or is none
         PlanError : steps, sampler or output that do not exist
         BackendError : the device failed
         """
         started = time.perf_counter()
         _check_frames(frames)
+        if not isinstance(camera, Camera | None):
+            raise CameraError(
+                f"camera is a {type(camera).__name__}; expected a photonstep.Camera, or None to estimate it"
+            )
         defaults = self.bundle.manifest.defaults
         plan = Plan(
             steps=defaults.steps if steps is None else steps, sampler=sampler or defaults.sampler,
@@ -185,6 +192,9 @@ class Restorer:
         model_range = tracker.update(z)
         restored = model_range.from_model(self._sample(model_range.to_model(z.copy()), model_range, camera, plan))
         electrons = np.maximum(camera.unstabilise(restored), 0)  # light is never negative
+        full = quality_flags.full_pixels(frame, camera)
+        factor = balance_factor(whole, electrons, camera, _either(full, missing))
+        electrons *= np.float32(factor)
         if plan.output == "photoelectrons":
             out[...] = electrons
         else:
@@ -193,11 +203,14 @@ class Restorer:
             )
         if missing is not None:
             out[missing] = frame[missing] if plan.output == "input" else np.nan
-        return quality_flags.examine(
-            frame, z, restored, electrons, camera,
-            sigma=model_range.sigma, missing=missing, limits=self.bundle.manifest.operating_range,
+        finding = quality_flags.examine(
+            z, restored, electrons, camera,
+            sigma=model_range.sigma, full=full, missing=missing, limits=self.bundle.manifest.operating_range,
             network_ms=self._denoiser.network_ms, report=plan.report,
         )  # fmt: skip
+        if plan.report:
+            finding.report["balance_factor"] = factor
+        return finding
 
     def _sample(
         self, u: NDArray[np.float32], model_range: ModelRange, camera: Camera, plan: Plan
@@ -317,6 +330,12 @@ def _bridge_missing(frame: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_
     if missing.all():
         raise ShapeError("a plane holds no finite pixel; expected some signal: leave the plane out")
     return np.where(missing, np.median(frame[~missing]), frame).astype(np.float32), missing
+
+
+def _either(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a | b
 
 
 def _two(shape: tuple[int, ...]) -> tuple[int, int]:

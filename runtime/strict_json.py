@@ -1,4 +1,4 @@
-"""JSON from strangers: no duplicate keys, no NaN or infinity, bounded nesting, and every refusal a `BundleError`."""
+"""JSON from strangers: no duplicate keys, no NaN or infinity, bounded nesting."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_INTEGER_DIGITS = 20
 
 
 def parse_json(content: bytes, where: str) -> Any:
-    """Return the value of a strict JSON text.
+    """Return the value of a strict JSON text that belongs to a bundle.
 
     Parameters
     ----------
@@ -23,21 +23,33 @@ def parse_json(content: bytes, where: str) -> Any:
 
     Raises
     ------
-    BundleError : not UTF-8 or not JSON, a key twice in one object, a number that is not finite or an
-        integer of more than ``MAX_INTEGER_DIGITS`` digits, or more than ``MAX_DEPTH`` levels of nesting
+    BundleError : what `parse_strict` refuses
     """
     try:
-        text = content.decode("utf-8")
-        _check_depth(text)
-        value = json.loads(
-            text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_int=_bounded_int
-        )
-        json.dumps(value, allow_nan=False)  # 1e999 reads as infinity without passing parse_constant
+        return parse_strict(content)
     except ValueError as error:
         reason = str(error)[:200]
         raise BundleError(
             f"{where} is not strict JSON: {reason}; expected UTF-8 JSON; export the bundle again"
         ) from None
+
+
+def parse_strict(content: bytes) -> Any:
+    """Return the value of a strict JSON text.
+
+    Parameters
+    ----------
+    content : UTF-8 without byte order mark
+
+    Raises
+    ------
+    ValueError : not UTF-8 or not JSON, a key twice in one object, a number that is not finite or an
+        integer of more than ``MAX_INTEGER_DIGITS`` digits, or more than ``MAX_DEPTH`` levels of nesting
+    """
+    text = content.decode("utf-8")
+    _check_depth(text)
+    value = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant, parse_int=_bounded_int)
+    json.dumps(value, allow_nan=False)  # 1e999 reads as infinity without passing parse_constant
     return value
 
 

@@ -62,6 +62,7 @@ def open_session(
     device : "auto", "cpu" or "cuda"
     backend : a key of `BACKENDS`, or None for any
     precision : "auto", "fp32" or "bf16"
+    threads : CPU threads, 1 or more; None leaves it to the library
 
     Raises
     ------
@@ -74,6 +75,8 @@ def open_session(
     ):
         if value not in choices:
             raise BackendError(f"{what} is {value!r}; choose one of {', '.join(choices)}")
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise BackendError(f"threads is {threads!r}; expected a whole number of 1 or more, or None")
     target = "cpu" if device == "auto" else device
     names = [backend] if backend else list(BACKENDS)
     causes = {n: BACKENDS[n].unavailable(target) for n in names}

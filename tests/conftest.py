@@ -1,0 +1,79 @@
+"""Real frames and the default bundle, loaded once; where they come from is in ``tests/data/README.md``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import hypothesis
+import numpy as np
+import pytest
+import tifffile
+from numpy.typing import NDArray
+
+import photonstep as ps
+
+DATA = Path(__file__).resolve().parent / "data"
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# The same examples on every run; look further with --hypothesis-profile=explore. A busy machine is no failure.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile("repeatable")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One raw capture and the mean of 50 captures of the same field, (H, W) uint8 each, ADU."""
+
+    raw: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
+
+
+def read_pair(name: str) -> Pair:
+    raw, reference = tifffile.imread(DATA / f"{name}.tif")
+    return Pair(_read_only(raw), _read_only(reference))
+
+
+def _read_only(image):
+    frozen = np.array(image)
+    frozen.flags.writeable = False
+    return frozen
+
+
+@pytest.fixture(scope="session")
+def confocal():
+    """256x256, noise nearly white."""
+    return read_pair("confocal")
+
+
+@pytest.fixture(scope="session")
+def two_photon():
+    """192x192, noise nearly white."""
+    return read_pair("two_photon")
+
+
+@pytest.fixture(scope="session")
+def widefield():
+    """192x192, noise with a lag-1 correlation of about 0.6."""
+    return read_pair("widefield")
+
+
+@pytest.fixture(scope="session")
+def lysosome():
+    """(128, 128) uint16: real structure with little noise, to simulate cameras on."""
+    return _read_only(tifffile.imread(DATA / "lysosome.tif"))
+
+
+@pytest.fixture(scope="session")
+def restorer():
+    """The default bundle in float32 on one thread: the same pixels on every machine of a kind."""
+    opened = ps.load("base", device="cpu", backend="openvino", precision="fp32", threads=1)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The measured sets beside the repository; they are not part of it."""
+    if not (SHARED_DATA / "paired").is_dir():
+        pytest.skip("../shared/data is not here; it holds the full sets that these frames were cut from")
+    return SHARED_DATA
