@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections import OrderedDict
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends.protocol import Array, Session
 from .manifest import Manifest
-from .prediction import Parameterisation, edm_coefficients
+from .prediction import Parameterisation, c_noise, edm_coefficients
 from .samplers import Denoise
 from .schedule import FloatArray
+
+SHAPES_KEPT: Final = 4
 
 
 def parameterisation(manifest: Manifest) -> Parameterisation:
@@ -33,8 +36,8 @@ class Denoiser:
     """Evaluates the network and counts the milliseconds spent inside it."""
 
     def __init__(self, manifest: Manifest, session: Session) -> None:
-        self._manifest = manifest
         self._session = session
+        self._inputs = NetworkInputs(manifest)
         self._parameterisation = parameterisation(manifest)
         self.network_ms = 0.0
 
@@ -42,7 +45,7 @@ class Denoiser:
         """The denoiser of frames whose noise has this lag-1 correlation along (y, x)."""
 
         def denoise(x: FloatArray, sigma: float | FloatArray) -> FloatArray:
-            inputs, _ = self.network_inputs(self._manifest, x, sigma, noise_correlation, self._parameterisation)
+            inputs = self._inputs(x, sigma, noise_correlation)
             started = time.perf_counter()
             output = self._session.run(inputs)
             self.network_ms += (time.perf_counter() - started) * 1e3
@@ -50,30 +53,56 @@ class Denoiser:
 
         return denoise
 
-    @staticmethod
-    def network_inputs(
-        manifest: Manifest,
-        x: NDArray[Any],
-        sigma: float | FloatArray,
-        noise_correlation: tuple[float, float],
-        speaks: Parameterisation | None = None,
-    ) -> tuple[dict[str, Array], float]:
-        """Inputs by name, and how much one unit of output error weighs in units of the noise.
+
+class NetworkInputs:
+    """Builds the network's input tensors; they are allocated once per shape and filled again every time."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._model = manifest.model
+        self._parameterisation = parameterisation(manifest)
+        self._planes: OrderedDict[tuple[int, ...], NDArray[np.float32]] = OrderedDict()
+        # what the planes of one value hold now, by shape: a stack's noise level rarely changes from frame to frame
+        self._constants: dict[tuple[int, ...], tuple[float, ...]] = {}
+
+    def __call__(
+        self, x: FloatArray, sigma: float | FloatArray, noise_correlation: tuple[float, float]
+    ) -> dict[str, Array]:
+        """The inputs by name for a state ``x``, (H, W) float32; valid until the next call.
 
         One input name means one tensor of planes (image, noise level, correlation along y and x); two mean image and
         noise level apart, as networks made elsewhere want it.
         """
-        model = manifest.model
-        speaks = speaks or parameterisation(manifest)
-        x_in, condition = speaks.network_input(np.asarray(x, np.float32), sigma)
-        level = float(np.mean(sigma))
-        weight = float(edm_coefficients(level, model.sigma_data).c_out) / level if model.prediction == "edm_f" else 1.0
-        if len(model.input_names) > 1:
-            named = dict(zip(model.input_names, (x_in[None, None], np.asarray(condition)), strict=True))
-            return named, weight
-        count = 2 + 2 * model.noise_correlation_input
-        planes = np.empty((1, count, *x.shape), np.float32)
-        planes[0, 0], planes[0, 1] = x_in, condition
-        if model.noise_correlation_input:
+        speaks, names = self._parameterisation, self._model.input_names
+        if len(names) > 1:
+            x_in, condition = speaks.network_input(np.asarray(x, np.float32), sigma)
+            return dict(zip(names, (x_in[None, None], condition), strict=True))
+        planes = self._buffer(x.shape)
+        if speaks.scaling == "edm" and np.ndim(sigma) == 0:
+            level = float(sigma)
+            np.multiply(x, np.float32(edm_coefficients(level, self._model.sigma_data).c_in), out=planes[0, 0])
+            constants = (float(c_noise(level, speaks.sigma_min)), *noise_correlation)
+            if self._constants.get(x.shape) != constants:
+                planes[0, 1:] = np.reshape(np.array(constants[: planes.shape[1] - 1], np.float32), (-1, 1, 1))
+                self._constants[x.shape] = constants
+            return {names[0]: planes}
+        self._constants.pop(x.shape, None)
+        planes[0, 0], planes[0, 1] = speaks.network_input(np.asarray(x, np.float32), sigma)
+        if self._model.noise_correlation_input:
             planes[0, 2], planes[0, 3] = noise_correlation
-        return {model.input_names[0]: planes}, weight
+        return {names[0]: planes}
+
+    def _buffer(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        if shape not in self._planes:
+            count = 2 + 2 * self._model.noise_correlation_input
+            self._planes[shape] = np.empty((1, count, *shape), np.float32)
+            while len(self._planes) > SHAPES_KEPT:
+                self._constants.pop(self._planes.popitem(last=False)[0], None)
+        self._planes.move_to_end(shape)
+        return self._planes[shape]
+
+
+def output_weight(manifest: Manifest, sigma: float) -> float:
+    """How much one unit of a network's output error weighs in the restored frame, in units of the frame's noise."""
+    if manifest.model.prediction != "edm_f":
+        return 1.0
+    return float(edm_coefficients(sigma, manifest.model.sigma_data).c_out) / sigma

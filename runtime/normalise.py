@@ -24,10 +24,10 @@ class ModelRange:
         return 1.0 / self.span_z
 
     def to_model(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
-        """z to u, in place; returns its argument."""
-        z -= np.float32(self.centre_z)
-        z *= np.float32(1.0 / self.span_z)
-        return z
+        """z to u, a new float32 array."""
+        u = np.multiply(z, np.float32(1.0 / self.span_z), dtype=np.float32)
+        u -= np.float32(self.centre_z / self.span_z)
+        return u
 
     def from_model(self, u: NDArray[Any]) -> NDArray[np.float32]:
         """u to z, a new float32 array."""

@@ -97,7 +97,9 @@ def to_x0(
         return alpha_bar * x - level * alpha_bar**0.5 * output
     if kind == "edm_f":
         c = edm_coefficients(level, require_sigma_data(sigma_data))
-        return c.c_skip * x + c.c_out * output
+        x0: FloatArray = c.c_out * output
+        x0 += c.c_skip * x
+        return x0
     if kind == "score":
         return x + level**2 * output
     return output

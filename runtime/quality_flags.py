@@ -57,7 +57,7 @@ def examine(
     """Judge one restored plane; all arrays (H, W). A report looks at every row, otherwise at a quarter of them."""
     variance, along_y, along_x = residual_statistics(z, restored_z, 1 if report else EXAMINED_ROWS)
     correlation = (along_y / max(variance, 1e-6), along_x / max(variance, 1e-6))
-    photons, readout_e = float(np.mean(electrons[::EXAMINED_ROWS])), float(np.median(camera.readout_noise_e))
+    photons, readout_e = float(electrons[::EXAMINED_ROWS].mean()), float(np.median(camera.readout_noise_e))
     # with little light the transform cannot stabilise, and the residual is weak for a good reason
     weakest = RESIDUAL_VARIANCE[0] if photons + readout_e**2 >= STABLE_VARIANCE_E2 else 0.0
     told = {

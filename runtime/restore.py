@@ -21,7 +21,7 @@ from . import quality_flags, samplers, schedule
 from .backends.choose import Choice, Probe, open_session
 from .bundle import Bundle
 from .camera import Camera
-from .denoiser import Denoiser
+from .denoiser import Denoiser, NetworkInputs, output_weight
 from .errors import BundleError, CameraError, PlanError, ShapeError
 from .normalise import ModelRange, RangeTracker
 from .photon_balance import balance_factor
@@ -190,7 +190,7 @@ class Restorer:
         whole, missing = _bridge_missing(frame)
         z = camera.stabilise(whole)
         model_range = tracker.update(z)
-        restored = model_range.from_model(self._sample(model_range.to_model(z.copy()), model_range, camera, plan))
+        restored = model_range.from_model(self._sample(model_range.to_model(z), model_range, camera, plan))
         electrons = np.maximum(camera.unstabilise(restored), 0)  # light is never negative
         full = quality_flags.full_pixels(frame, camera)
         factor = balance_factor(whole, electrons, camera, _either(full, missing))
@@ -299,8 +299,8 @@ def _probe(bundle: Bundle) -> Probe:
     z = camera.stabilise(frame)
     model_range = RangeTracker(manifest.normalisation).update(z)
     u = pad_to_multiple(model_range.to_model(z), manifest.model.multiple)
-    inputs, error_scale = Denoiser.network_inputs(manifest, u, model_range.sigma, camera.noise_correlation)
-    return Probe(inputs=inputs, error_scale=error_scale)
+    inputs = NetworkInputs(manifest)(u, model_range.sigma, camera.noise_correlation)
+    return Probe(inputs=inputs, error_scale=output_weight(manifest, model_range.sigma))
 
 
 def _check_frames(frames: NDArray[Any]) -> None:

@@ -118,7 +118,7 @@ def test_estimates_repeat_and_leave_the_frame_alone(confocal):
 
 
 def test_a_stack_is_pooled(two_photon):
-    frames, photons = photographs(two_photon.reference, peak=40, readout=1, kernel=None, frames=6)
+    frames, _ = photographs(two_photon.reference, peak=40, readout=1, kernel=None, frames=6)
     single = Camera.estimate(frames[0])
     pooled = Camera.estimate(frames)
     assert pooled.gain_e_per_adu == pytest.approx(GAIN, rel=0.25)

@@ -7,7 +7,13 @@ from photonstep.runtime.manifest import Normalisation
 from photonstep.runtime.normalise import ModelRange, RangeTracker
 
 SETTINGS = Normalisation(
-    method="block_percentile", block_px=4, low_percent=0.5, high_percent=99.5, minimum_range_z=4.0, low_u=-0.5, high_u=0.5
+    method="block_percentile",
+    block_px=4,
+    low_percent=0.5,
+    high_percent=99.5,
+    minimum_range_z=4.0,
+    low_u=-0.5,
+    high_u=0.5,
 )
 
 
