@@ -145,9 +145,11 @@ def restore_file(
         for channel, camera in cameras.items():
             on_camera("" if channel is None else f"channel {channel}", camera)
         writer: ImageWriter | None = None
+        trackers: dict[tuple[int, ...], Any] = {}  # one a sequence: all time points of a channel and depth
         for index, plane in reader.planes():
             camera = cameras[_channel(reader, index)]
-            result = restorer.restore(plane, camera=camera, output=plan.output, **plan.options)
+            tracker = trackers.setdefault(_without_time(reader, index), restorer.tracker())
+            result = restorer.restore(plane, camera=camera, output=plan.output, tracker=tracker, **plan.options)
             if writer is None:
                 writer = stack.enter_context(
                     ImageWriter(
@@ -167,6 +169,10 @@ def restore_file(
 def _channel(reader: ImageReader, index: tuple[int, ...]) -> int | None:
     position = reader.axes.find("C")
     return index[position] if position >= 0 else None
+
+
+def _without_time(reader: ImageReader, index: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(i for axis, i in zip(reader.axes, index, strict=False) if axis != "T")
 
 
 def _cameras(reader: ImageReader, given: Camera | None) -> Iterator[tuple[int | None, Camera]]:

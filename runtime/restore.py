@@ -128,6 +128,7 @@ class Restorer:
         report: bool = False,
         seed: int = 0,
         tile_px: int | None = None,
+        tracker: RangeTracker | None = None,
     ) -> Result:
         """Restore one frame or a stack, plane by plane.
 
@@ -141,6 +142,7 @@ class Restorer:
         report : also give the residual's variance and lag-1 correlation and the photon balance factor
         seed : of the noise that stochastic samplers add
         tile_px : restore in tiles of this side; None decides by the frame's size
+        tracker : from `tracker`, shared by the calls that restore one sequence frame by frame; None starts anew
 
         Returns
         -------
@@ -167,7 +169,7 @@ class Restorer:
         camera = Camera.estimate(frames) if camera is None else camera
         planes = frames[None] if frames.ndim == 2 else frames
         image = np.empty(planes.shape, np.float32 if output == "photoelectrons" else frames.dtype)
-        tracker = RangeTracker(self.bundle.manifest.normalisation)
+        tracker = tracker or self.tracker()
         findings = [self._restore_plane(f, camera, plan, tracker, out) for f, out in zip(planes, image, strict=True)]
         latency_ms = (time.perf_counter() - started) * 1e3
         return Result(
@@ -181,6 +183,10 @@ class Restorer:
             plan=plan.as_dict(),
             report=quality_flags.mean_report([f.report for f in findings]),
         )
+
+    def tracker(self) -> RangeTracker:
+        """A memory of brightness for one sequence: its frames, restored in separate calls, then do not flicker."""
+        return RangeTracker(self.bundle.manifest.normalisation)
 
     def _restore_plane(
         self, frame: NDArray[Any], camera: Camera, plan: Plan, tracker: RangeTracker, out: NDArray[Any]

@@ -1,4 +1,4 @@
-"""The examples run, on their own, in a fresh folder; so does the Python in the documents, and their signposts lead somewhere."""
+"""The examples run, each in a fresh folder; so does the Python in the documents, and their links lead somewhere."""
 
 import ast
 import importlib.util
