@@ -20,7 +20,10 @@ KERNEL_PX = 9
 
 @dataclass(frozen=True, kw_only=True)
 class CameraRanges:
-    """What the simulated cameras do, and how often."""
+    """What the simulated cameras do, and how often.
+
+    ``measured_share`` of the samples stays at the camera's own noise level; the others lie on the way to zero.
+    """
 
     peak_photons: tuple[float, float] = (2.0, 2000.0)
     dark_photons: tuple[float, float] = (0.05, 10.0)
@@ -33,6 +36,7 @@ class CameraRanges:
     gain_error: float = 0.07
     sigma_error: float = 0.08
     minimum_range_z: float = 4.0
+    measured_share: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -113,8 +117,8 @@ def _expose(fields: Tensor, low_high: Tensor, draw: _Draw, ranges: CameraRanges)
 def _along_the_trajectory(
     u: Tensor, u0: Tensor, sigma: Tensor, correlation: Tensor, draw: _Draw, ranges: CameraRanges
 ) -> Batch:
-    """Half of the samples stay at the measured level; the others lie on the way to zero, some with a sigma map."""
-    share = torch.where(draw.uniform() < 0.5, torch.ones(draw.count, 1), draw.log_uniform(0.08, 1.0))
+    """A share of the samples stays at the measured level; the others lie on the way to zero, some with a sigma map."""
+    share = torch.where(draw.uniform() < ranges.measured_share, torch.ones(draw.count, 1), draw.log_uniform(0.08, 1.0))
     share = share[:, :, None, None]
     relief = functional.interpolate(draw.field(6, 6), u.shape[-2:], mode="bilinear", align_corners=False)
     relief = torch.where((draw.uniform() < 0.12)[:, :, None, None], 0.3 + 0.7 * relief, torch.ones(1))

@@ -39,6 +39,7 @@ class TrainConfig:
     learning_rate: float = 2e-3
     warmup_steps: int = 500
     ema_decay: float = 0.9995
+    measured_share: float = 0.5
     simulated_fields: int = 2000
     seed: int = 20261122
     validate_every: int = 2000
@@ -68,12 +69,13 @@ class RunState:
         self.step, self.seconds = saved["step"], saved["seconds"]
 
 
-def train(config: TrainConfig, data: Path | None, output: Path) -> Path:
+def train(config: TrainConfig, data: Path | None, output: Path, *, start_from: Path | None = None) -> Path:
     """Run or resume one training.
 
     Parameters
     ----------
     data : folder that holds ``clean/`` (see its README for licences), or None: simulated fields and samples only
+    start_from : ``weights.pt`` of an earlier run of the same tier to start from; None starts from random weights
     output : run folder; gets ``config.json``, ``log.csv``, ``checkpoint.pt`` and at the end ``weights.pt``
 
     Returns
@@ -85,7 +87,7 @@ def train(config: TrainConfig, data: Path | None, output: Path) -> Path:
     (output / "config.json").write_text(json.dumps({"train": asdict(config), "network": network_config.as_dict()}))
     pool = load_pool(data, output.parent / "cache", simulated=config.simulated_fields, seed=config.seed)
     held_out = load_pool(data, output.parent / "cache", simulated=64, seed=config.seed, split="val")
-    state = _start(network_config, config, output / "checkpoint.pt")
+    state = _start(network_config, config, output / "checkpoint.pt", start_from)
     count, cost = parameter_count(state.network), kmac_per_px(network_config)
     print(f"{config.tier}: {count:,} parameters, {cost:.1f} kMAC per pixel")
     _loop(state, config, pool, held_out, output)
@@ -107,9 +109,13 @@ def network_planes(batch: Batch, sigma_data: float) -> Tensor:
     return torch.cat([scaled, batch.sigma.log() / 4, correlation], 1)
 
 
-def _start(network_config: NetworkConfig, config: TrainConfig, checkpoint: Path) -> RunState:
+def _start(
+    network_config: NetworkConfig, config: TrainConfig, checkpoint: Path, start_from: Path | None = None
+) -> RunState:
     torch.manual_seed(config.seed)
     network = Denoiser(network_config).to(memory_format=torch.channels_last)
+    if start_from is not None:
+        network.load_state_dict(torch.load(start_from, weights_only=True)["state"])
     average = Denoiser(network_config).requires_grad_(False)
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
@@ -163,7 +169,7 @@ def make_batch(pool: FieldPool, config: TrainConfig, index: int) -> Batch:
     rng = np.random.default_rng((config.seed, index))
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     fields, low_high = pool.crops(config.batch, config.patch_px, rng)
-    return observe(fields, low_high, generator, CameraRanges())
+    return observe(fields, low_high, generator, CameraRanges(measured_share=config.measured_share))
 
 
 def _batches(pool: FieldPool, config: TrainConfig, first: int) -> Iterator[Batch]:
@@ -208,10 +214,24 @@ def main() -> None:
         "--data", type=Path, help="folder that holds clean/; without it only simulated fields and samples"
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="run folder; an interrupted run resumes there")
+    parser.add_argument("--from", dest="start_from", type=Path, help="weights.pt of an earlier run to fine-tune")
+    parser.add_argument("--learning-rate", type=float, default=TrainConfig.learning_rate)
+    parser.add_argument(
+        "--measured-share",
+        type=float,
+        default=TrainConfig.measured_share,
+        help="share of samples at the camera's own noise level: more favours K = 1, less favours K = 2 to 4",
+    )
     parser.add_argument("--seed", type=int, default=TrainConfig.seed)
     arguments = parser.parse_args()
-    config = TrainConfig(tier=arguments.tier, steps=arguments.steps, seed=arguments.seed)
-    print(f"wrote {train(config, arguments.data, arguments.output)}")
+    config = TrainConfig(
+        tier=arguments.tier,
+        steps=arguments.steps,
+        learning_rate=arguments.learning_rate,
+        measured_share=arguments.measured_share,
+        seed=arguments.seed,
+    )
+    print(f"wrote {train(config, arguments.data, arguments.output, start_from=arguments.start_from)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The claimed receptive radius is how far a pixel reaches: never less, or tiles show; not much more, or they are slow."""
+"""The claimed receptive radius is how far a pixel reaches: never less, or tiles show; not much more, or they crawl."""
 
 from dataclasses import replace
 

@@ -91,15 +91,6 @@ def open_session(
     return _by_trial(network, probe, usable[0], target, threads)
 
 
-def time_all(network: bytes, probe: Probe, *, device: str = "cpu", threads: int | None = None) -> tuple[Trial, ...]:
-    """Time every backend and precision that this machine can run; the trials that `doctor` shows."""
-    trials: list[Trial] = []
-    for name, module in BACKENDS.items():
-        if module.unavailable(device) is None:
-            trials += _by_trial(network, probe, name, device, threads).trials
-    return tuple(trials)
-
-
 def _by_trial(network: bytes, probe: Probe, name: str, device: str, threads: int | None) -> Choice:
     module = BACKENDS[name]
     sessions: list[Session] = []
