@@ -11,6 +11,7 @@ setup(
         "photonstep.runtime.backends": "runtime/backends",
         **{f"photonstep.{room}": room for room in ROOMS},
     },
+    include_package_data=False,  # only what is named here; data folders are no packages
     package_data={
         "photonstep": ["py.typed", "demo_data/*"],
         "photonstep.runtime": ["noise_regression.npz"],

@@ -105,12 +105,14 @@ def main() -> None:
     mailbox = Mailbox()
     camera_thread = threading.Thread(target=acquire, args=(mailbox, scene, arguments.frames, arguments.fps))
     camera_thread.start()
+    tracker = restorer.tracker()  # the sequence's memory of brightness: previews do not flicker
     waited_ms: list[float] = []
     restored_ms: list[float] = []
     flags: Counter[str] = Counter()
     while (shot := mailbox.take()) is not None:
         waited_ms.append((time.perf_counter() - shot.taken_s) * 1e3)
-        result = restorer.restore(shot.frame, camera=CAMERA)  # the camera is given: nothing is estimated in the loop
+        # the camera is given: nothing is estimated in the loop
+        result = restorer.restore(shot.frame, camera=CAMERA, tracker=tracker)
         restored_ms.append(result.latency_ms)
         flags.update(result.flags)
         preview = result.image  # show it here; shot.frame is untouched

@@ -23,7 +23,7 @@ from photonstep.runtime import samplers, schedule
 from photonstep.runtime.denoiser import Denoiser
 from photonstep.runtime.images import open_image
 from photonstep.runtime.normalise import RangeTracker
-from photonstep.runtime.photon_balance import balance_factor
+from photonstep.runtime.photon_balance import photon_balance
 
 
 def dpm_solver_pp_2s(levels: Iterable[float]) -> samplers.Table:
@@ -85,8 +85,8 @@ def walk(restorer: ps.Restorer, frame: NDArray[Any], camera: ps.Camera, rows: sa
     model_range = RangeTracker(manifest.normalisation).update(z)
     denoise = Denoiser(manifest, restorer.choice.session).at(camera.noise_correlation)
     u = samplers.sample(model_range.to_model(z), rows, denoise, sigma_map=model_range.sigma)
-    electrons = np.maximum(camera.unstabilise(model_range.from_model(u)), 0)
-    electrons *= np.float32(balance_factor(frame, electrons, camera))
+    electrons = camera.unstabilise(model_range.from_model(u))
+    photon_balance(frame, electrons, camera).apply(electrons)
     return ops.to_counts(electrons, frame.dtype, offset_adu=camera.offset_adu, gain_e_per_adu=camera.gain_e_per_adu)
 
 

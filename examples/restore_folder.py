@@ -47,10 +47,11 @@ def restore_file(source: Path, target: Path, restorer: ps.Restorer, camera: ps.C
         if camera is None:
             # one camera for the whole file: planes that each estimated their own would flicker
             camera = ps.Camera.estimate(next(plane for _, plane in reader.planes()))
+        tracker = restorer.tracker()  # and one memory of brightness
         record = {"bundle_sha256": restorer.bundle.sha256, "camera": camera.summary(), "steps": 1}
         with ImageWriter(target, like=reader, provenance=record) as writer:
             for _, plane in reader.planes():
-                result = restorer.restore(plane, camera=camera, steps=1)
+                result = restorer.restore(plane, camera=camera, steps=1, tracker=tracker)
                 writer.write(result.image)
                 flags.update(result.flags)
     return flags

@@ -151,7 +151,7 @@ def _manifest(
 def _report(run: Path) -> dict[str, Any]:
     """The run's settings and its loss curve."""
     log = run / "log.csv"
-    rows = list(csv.DictReader(log.open())) if log.exists() else []
+    rows = csv.DictReader(log.read_text().splitlines()) if log.exists() else []
     curve = [{key: float(value) for key, value in row.items()} for row in rows]
     return {"configuration": json.loads((run / "config.json").read_text()), "loss_curve": curve}
 

@@ -1,58 +1,81 @@
-"""Restored light sums to measured light: the small bias of a square-root-domain estimate, taken out per frame.
+"""Restored light agrees with measured light: the bias of a square-root-domain estimate, taken out per frame.
 
-The network estimates the stabilised frame; squaring that estimate loses its remaining variance, a few per cent at a
-few photons. The raw frame's sum is unbiased and, over many pixels, almost free of noise, so one factor per frame
-brings the restored sum back to it. Where the raw sum itself is uncertain (small or dark frames) the factor shrinks
-towards 1.
+The network estimates the stabilised frame; squaring that estimate loses what it could not know, and a detector whose
+counts are not quite Poisson shifts the darkest levels. Means over blocks of raw pixels are unbiased whatever the
+distribution, so a line through (restored, measured) block means says what is missing: ``e <- gain * e + shift``. Both
+numbers shrink to (1, 0) where the frame is too small or too dark to tell (a ridge prior).
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..kernels import ops
 from .camera import Camera
 
-PRIOR_RELATIVE_BIAS: Final = 0.03  # how large a bias is expected, for weighing it against the noise of the raw sum
-LARGEST_CORRECTION: Final = 0.1
+BLOCK_PX: Final = 8
+PRIOR_GAIN: Final = 0.03  # how far gain is expected from 1, and shift from 0 (photoelectrons)
+PRIOR_SHIFT_E: Final = 0.1
+LARGEST_GAIN_CHANGE: Final = 0.1
 
 
-def balance_factor(
+class Balance(NamedTuple):
+    """``e <- max(0, gain * e + shift_e)`` makes restored light agree with measured light."""
+
+    gain: float
+    shift_e: float
+
+    def apply(self, electrons: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Correct restored photoelectrons in place; light is never negative. Returns its argument."""
+        electrons *= np.float32(self.gain)
+        electrons += np.float32(self.shift_e)
+        return np.maximum(electrons, 0, out=electrons)
+
+
+def photon_balance(
     frame: NDArray[Any], electrons: NDArray[np.float32], camera: Camera, excluded: NDArray[np.bool_] | None = None
-) -> float:
-    """Factor on ``electrons`` that brings their sum to the measured one.
+) -> Balance:
+    """The line that brings restored block means to the measured ones.
 
     Parameters
     ----------
-    frame : (H, W) raw counts, finite where not excluded
+    frame : (H, W) raw counts, finite
     electrons : (H, W) restored photoelectrons
-    excluded : pixels that say nothing about the light (full, missing), or None
+    excluded : pixels that say nothing about the light (full, missing); their blocks are left out
 
     Returns
     -------
-    1 within 10 %; exactly 1 where nothing was measured
+    Balance; gain within 10 % of 1; (1, 0) where no block is left
     """
-    measured, restored = measured_mean(frame, camera, excluded), _mean(electrons, excluded)
-    if not (measured > 0 and restored > 0):
-        return 1.0
-    count = frame.size if excluded is None else int(np.count_nonzero(~excluded))
-    alike = np.prod([(1 + max(c, 0.0)) / (1 - max(c, 0.0)) for c in camera.noise_correlation])
-    variance = (measured + float(np.mean(np.square(camera.readout_noise_e)))) * float(alike) / count
-    weight = PRIOR_RELATIVE_BIAS**2 / (PRIOR_RELATIVE_BIAS**2 + variance / measured**2)
-    correction = weight * (measured / restored - 1)
-    return 1.0 + min(max(correction, -LARGEST_CORRECTION), LARGEST_CORRECTION)
+    restored = ops.block_means(electrons, BLOCK_PX).ravel().astype(np.float64)
+    measured = _measured_blocks(frame, camera).ravel().astype(np.float64)
+    if excluded is not None:
+        kept = ops.block_means(excluded.astype(np.float32), BLOCK_PX).ravel() == 0
+        restored, measured = restored[kept], measured[kept]
+    if not restored.size:
+        return Balance(1.0, 0.0)
+    alike = float(np.prod([(1 + max(c, 0.0)) / (1 - max(c, 0.0)) for c in camera.noise_correlation]))
+    readout = float(np.mean(np.square(camera.readout_noise_e)))
+    weight = BLOCK_PX**2 / (alike * (np.maximum(restored, 0.05) + readout))
+    missing = measured - restored
+    # normal equations of weighted least squares for (gain - 1, shift), with the priors on the diagonal
+    a = np.sum(weight * restored**2) + 1 / PRIOR_GAIN**2
+    b = np.sum(weight * restored)
+    c = np.sum(weight) + 1 / PRIOR_SHIFT_E**2
+    p, q = np.sum(weight * restored * missing), np.sum(weight * missing)
+    determinant = a * c - b * b
+    change = float(np.clip((c * p - b * q) / determinant, -LARGEST_GAIN_CHANGE, LARGEST_GAIN_CHANGE))
+    return Balance(1.0 + change, float((q - b * change) / c))
 
 
-def measured_mean(frame: NDArray[Any], camera: Camera, excluded: NDArray[np.bool_] | None = None) -> float:
-    """Mean photoelectrons of the raw frame over the pixels that count."""
-    if camera.map_shape is None and excluded is None:
-        return (_mean(frame, None) - float(camera.offset_adu)) * float(camera.gain_e_per_adu)
-    return _mean((frame - camera.offset_adu) * camera.gain_e_per_adu, excluded)
-
-
-def _mean(image: NDArray[Any], excluded: NDArray[np.bool_] | None) -> float:
-    if excluded is None:  # integers add exactly in 64 bits; NumPy adds float32 pairwise, good to a part in a million
-        return float(image.sum(dtype=np.uint64 if image.dtype.kind == "u" else None)) / image.size
-    return float(np.mean(image[~excluded], dtype=np.float64)) if not excluded.all() else 0.0
+def _measured_blocks(frame: NDArray[Any], camera: Camera) -> NDArray[np.float32]:
+    """Block means of the raw frame in photoelectrons."""
+    if camera.map_shape is None:
+        means = ops.block_means(frame, BLOCK_PX)
+        means -= np.float32(camera.offset_adu)
+        means *= np.float32(camera.gain_e_per_adu)
+        return means
+    return ops.block_means(np.asarray((frame - camera.offset_adu) * camera.gain_e_per_adu, np.float32), BLOCK_PX)

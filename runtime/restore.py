@@ -24,7 +24,7 @@ from .camera import Camera
 from .denoiser import Denoiser, NetworkInputs, output_weight
 from .errors import BundleError, CameraError, PlanError, ShapeError
 from .normalise import ModelRange, RangeTracker
-from .photon_balance import balance_factor
+from .photon_balance import photon_balance
 from .tiling import pad_to_multiple, plan_tiles
 
 ZOO: Final = Path(__file__).resolve().parent.parent / "models" / "zoo"
@@ -139,7 +139,7 @@ class Restorer:
         steps : network evaluations K (K - 1 of them for Heun count double); None takes the bundle's default
         sampler : a name of `runtime.samplers`; None takes the bundle's default
         output : "input" (dtype and units of the input) or "photoelectrons" (float32)
-        report : also give the residual's variance and lag-1 correlation and the photon balance factor
+        report : also give the residual's variance and lag-1 correlation and the photon balance
         seed : of the noise that stochastic samplers add
         tile_px : restore in tiles of this side; None decides by the frame's size
         tracker : from `tracker`, shared by the calls that restore one sequence frame by frame; None starts anew
@@ -197,10 +197,10 @@ class Restorer:
         z = camera.stabilise(whole)
         model_range = tracker.update(z)
         restored = model_range.from_model(self._sample(model_range.to_model(z), model_range, camera, plan))
-        electrons = np.maximum(camera.unstabilise(restored), 0)  # light is never negative
+        electrons = camera.unstabilise(restored)
         full = quality_flags.full_pixels(frame, camera)
-        factor = balance_factor(whole, electrons, camera, _either(full, missing))
-        electrons *= np.float32(factor)
+        balance = photon_balance(whole, electrons, camera, _either(full, missing))
+        balance.apply(electrons)
         if plan.output == "photoelectrons":
             out[...] = electrons
         else:
@@ -215,7 +215,7 @@ class Restorer:
             network_ms=self._denoiser.network_ms, report=plan.report,
         )  # fmt: skip
         if plan.report:
-            finding.report["balance_factor"] = factor
+            finding.report["balance_gain"], finding.report["balance_shift_e"] = balance
         return finding
 
     def _sample(

@@ -101,11 +101,13 @@ def test_flags_of_any_plane_are_the_stacks_in_one_order(restorer, good):
 
 def test_the_report_of_a_good_frame(restorer, good):
     report = restorer.restore(good[0], camera=good[1], report=True).report
-    assert set(report) == {"residual_variance", "residual_correlation_y", "residual_correlation_x", "balance_factor"}
+    residual = {"residual_variance", "residual_correlation_y", "residual_correlation_x"}
+    assert set(report) == residual | {"balance_gain", "balance_shift_e"}
     assert report["residual_variance"] == pytest.approx(1, abs=0.25)
     assert report["residual_correlation_y"] == pytest.approx(0, abs=0.15)
     assert report["residual_correlation_x"] == pytest.approx(0, abs=0.15)
-    assert report["balance_factor"] == pytest.approx(1, abs=0.05)
+    assert report["balance_gain"] == pytest.approx(1, abs=0.1)
+    assert report["balance_shift_e"] == pytest.approx(0, abs=0.5)
 
 
 def test_the_report_of_a_stack_is_the_mean_of_its_planes(restorer, good):

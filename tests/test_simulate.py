@@ -125,7 +125,7 @@ def test_batches_are_finite_and_of_the_promised_shapes():
         assert torch.isfinite(part).all()
     assert batch.noise_correlation.shape == (64, 2)
     assert batch.noise_correlation.abs().max() <= 0.95
-    assert 0 < batch.sigma.min()
+    assert batch.sigma.min() > 0
     assert batch.sigma.max() < 1
     assert batch.x0.abs().max() < 5  # most fields lie within -0.5..0.5
 
