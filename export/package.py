@@ -51,7 +51,7 @@ def package(run: Path, output: Path, *, name: str, version: str, test_frame: Pat
     frame = np.ascontiguousarray(tifffile.imread(test_frame)[0][:256, :256].astype(np.uint16))
     camera = Camera.estimate(frame)
     fields = _manifest(network, name, version, run, frame, camera)
-    report = (json.dumps(_report(run), indent=1) + "\n").encode()
+    report = (json.dumps({"stages": _stages(run)}, indent=1) + "\n").encode()
     members = {"step_fp32.onnx": graph, "report.json": report, "test_frame.raw": frame.astype("<u2").tobytes()}
     # the expected pixels are made by the runtime from the same members, so a first bundle has none
     draft = Path(f"{output}.draft.photonstep")
@@ -82,7 +82,7 @@ def _manifest(
     network: Denoiser, name: str, version: str, run: Path, frame: NDArray[np.uint16], camera: Camera
 ) -> dict[str, Any]:
     config, ranges = network.config, CameraRanges()
-    settings = json.loads((run / "config.json").read_text())["train"]
+    stages = [stage["configuration"]["train"] for stage in _stages(run)]
     shape = list(frame.shape)
     sets = [(n, lic, SOURCES[n]) for n, lic in training_data.PERMISSIVE_SETS.items()]
     sets += [
@@ -98,8 +98,9 @@ def _manifest(
         "licence": "MIT",
         "authors": ["the photonstep developers"],
         "provenance": (
-            f"photonstep.models.train, tier {settings['tier']}, {settings['steps']} steps, seed {settings['seed']}; "
-            "docs/training.md"
+            f"photonstep.models.train, tier {stages[0]['tier']}, "
+            + ", then ".join(f"{stage['steps']} steps with seed {stage['seed']}" for stage in stages)
+            + "; docs/training.md"
         ),
         "training_data": [{"name": n, "licence": lic, "source": src} for n, lic, src in sets],
         "model": {
@@ -148,8 +149,15 @@ def _manifest(
     }
 
 
+def _stages(run: Path) -> list[dict[str, Any]]:
+    """Settings and loss curve of a run, after those of the runs that it started from."""
+    report = _report(run)
+    origin = report["configuration"].get("started_from")
+    return [*(_stages(Path(origin).parent) if origin else []), report]
+
+
 def _report(run: Path) -> dict[str, Any]:
-    """The run's settings and its loss curve."""
+    """Settings and loss curve of one run."""
     log = run / "log.csv"
     rows = csv.DictReader(log.read_text().splitlines()) if log.exists() else []
     curve = [{key: float(value) for key, value in row.items()} for row in rows]

@@ -84,7 +84,10 @@ def train(config: TrainConfig, data: Path | None, output: Path, *, start_from: P
     """
     output.mkdir(parents=True, exist_ok=True)
     network_config = TIERS[config.tier]
-    (output / "config.json").write_text(json.dumps({"train": asdict(config), "network": network_config.as_dict()}))
+    record: dict[str, object] = {"train": asdict(config), "network": network_config.as_dict()}
+    if start_from is not None:
+        record["started_from"] = str(start_from)
+    (output / "config.json").write_text(json.dumps(record))
     pool = load_pool(data, output.parent / "cache", simulated=config.simulated_fields, seed=config.seed)
     held_out = load_pool(data, output.parent / "cache", simulated=64, seed=config.seed, split="val")
     state = _start(network_config, config, output / "checkpoint.pt", start_from)

@@ -71,6 +71,17 @@ def restorer():
     opened.close()
 
 
+@pytest.fixture
+def single_threaded_torch():
+    """Sums in one order, and no threads that wait for one another over a handful of numbers."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def shared_data():
     """The measured sets beside the repository; they are not part of it."""

@@ -187,6 +187,9 @@ class FailingRestorer:
     def __init__(self, error):
         self.error, self.calls = error, 0
 
+    def tracker(self):
+        return None
+
     def restore(self, frame, **_):
         self.calls += 1
         if self.calls == 3:

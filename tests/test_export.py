@@ -146,8 +146,9 @@ def test_a_packaged_run_loads_and_restores(packaged, confocal):
 
 def test_the_report_tells_the_loss_curve(packaged):
     report = json.loads(packaged.read(packaged.manifest.report.member))
-    assert [row["held_out_loss"] for row in report["loss_curve"]] == [1.4, 1.1]
-    assert report["configuration"]["train"]["steps"] == 40
+    (stage,) = report["stages"]
+    assert [row["held_out_loss"] for row in stage["loss_curve"]] == [1.4, 1.1]
+    assert stage["configuration"]["train"]["steps"] == 40
 
 
 def test_an_existing_bundle_is_not_overwritten_by_accident(run_folder, test_frame, tmp_path):

@@ -33,14 +33,10 @@ def pool():
 
 
 @pytest.fixture
-def tiny(monkeypatch, pool):
+def tiny(monkeypatch, pool, single_threaded_torch):
     """Training of a network small enough for a test, on a few fields."""
     monkeypatch.setitem(TIERS, "tiny", TINY)
     monkeypatch.setattr(training, "load_pool", lambda *args, **kwargs: pool)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # --- the network ---
@@ -228,11 +224,11 @@ def test_batches_depend_on_seed_and_index_only(tiny, pool):
     assert not torch.equal(make_batch(pool, TrainConfig(**SETTINGS, steps=9, seed=1), 7).x, late.x)
 
 
-def test_the_noise_regression_learns_a_line(capsys):
+def test_the_noise_regression_learns_a_line(capsys, single_threaded_torch):
     rng = np.random.default_rng(0)
     features = rng.normal(size=(1600, 6)).astype(np.float32)
     truth = (features @ rng.normal(size=(6, 3)) * 0.3).astype(np.float32)
-    network = noise_regression.fit(features, truth, steps=400)
+    network = noise_regression.fit(features, truth, steps=300)
     with torch.no_grad():
         error = (network(torch.from_numpy(features)) - torch.from_numpy(truth)).abs().median()
     assert error < 0.1 * np.abs(truth).mean()

@@ -68,4 +68,5 @@ def test_maps_and_numbers_agree(light, rng):
 
 def test_light_is_never_negative():
     electrons = np.array([[0.0, 1.0]], np.float32)
-    assert photon_balance(np.full((8, 8), 90, np.uint16), np.zeros((8, 8), np.float32), CAMERA).apply(electrons).min() >= 0
+    balance = photon_balance(np.full((8, 8), 90, np.uint16), np.zeros((8, 8), np.float32), CAMERA)
+    assert balance.apply(electrons).min() >= 0
