@@ -69,7 +69,7 @@ def fit(features: NDArray[np.float32], truth: NDArray[np.float32], steps: int = 
 def main() -> None:
     parser = argparse.ArgumentParser(description="fit the blind noise estimator on simulated cameras")
     parser.add_argument("--data", type=Path, help="folder that holds clean/")
-    parser.add_argument("--samples", type=int, default=8000)
+    parser.add_argument("--samples", type=int, default=14000)
     parser.add_argument("--simulated", type=int, default=2000, help="simulated fields to draw from")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--seed", type=int, default=20261122)

@@ -194,21 +194,21 @@ def test_readme_has_signposts():
 
 def test_loss_curve_draws_a_run(tmp_path):
     (tmp_path / "log.csv").write_text("step,seconds,train_loss,held_out_loss\n2000,60,0.4,0.3\n4000,120,0.3,0.25\n")
-    settings = {"tier": "live", "steps": 30000, "seed": 7}
+    settings = {"tier": "live", "steps": 30000, "learning_rate": 0.002, "seed": 7}
     (tmp_path / "config.json").write_text(json.dumps({"train": settings, "network": {}}))
-    run_python(["-m", "photonstep.models.loss_curve", ".", "-o", "pictures/loss.png"], tmp_path)
+    run_python(["-m", "photonstep.models.loss_curve", ".", ".", "-o", "pictures/loss.png"], tmp_path)
     with Image.open(tmp_path / "pictures" / "loss.png") as picture:
         assert picture.width > 800
 
 
 def test_loss_curve_says_what_is_wrong_with_a_log(tmp_path):
-    from photonstep.models.loss_curve import read_log
+    from photonstep.models.loss_curve import read_run
 
     with pytest.raises(ValueError, match="no such file"):
-        read_log(tmp_path)
+        read_run(tmp_path)
     (tmp_path / "log.csv").write_text("step,loss\n1,2\n")
     with pytest.raises(ValueError, match="expected rows of step, seconds, train_loss, held_out_loss"):
-        read_log(tmp_path)
+        read_run(tmp_path)
 
 
 def defined_names(node):
