@@ -23,9 +23,10 @@ VERDICTS = {True: "passed", False: "**missed**", None: "not measured"}
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """The whole report: quality, time, bias, speed and the marks, as far as the document holds them."""
+    """The whole report: the marks, quality, time, bias and speed, as far as the document holds them."""
     rows = [Row(**row) for row in document["rows"]]
-    parts = ["# Measured results", machine_line(document), quality_table(rows, document)]
+    parts = ["# Measured results", machine_line(document), "## Marks", marks_table(judge(rows, document))]
+    parts.append(quality_table(rows, document))
     if any(row.method == OURS for row in rows):
         parts += ["## Gain over the peers, image by image", gain_table(rows, document)]
     if "timing" in document:
@@ -34,7 +35,6 @@ def render(document: Mapping[str, Any]) -> str:
         parts += ["## Photon bias", bias_table(document["bias"])]
     if "speed" in document:
         parts += ["## Speed", speed_table(document["speed"])]
-    parts += ["## Marks", marks_table(judge(rows, document))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,7 +12,7 @@ from photonstep.runtime.backends.choose import BACKENDS, PARITY_BUDGET, PRECISIO
 from photonstep.runtime.denoiser import NetworkInputs, output_weight
 
 SHIPPED = sorted(ps.shipped_bundles())
-COMBINATIONS = [(name, precision) for name in BACKENDS for precision in ("fp32", "bf16")]
+COMBINATIONS = [("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")]
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
@@ -102,9 +102,9 @@ def test_auto_takes_the_fastest_within_the_budget_and_says_why(bundle):
     chosen = next(t for t in choice.trials if t.precision == restorer.precision)
     within = [t for t in choice.trials if t.error_in_noise <= PARITY_BUDGET]
     assert chosen in within
-    assert chosen.median_ms == min(t.median_ms for t in within)
+    assert chosen.best_ms == min(t.best_ms for t in within)
     for trial in choice.trials:
-        assert f"{trial.precision} {trial.median_ms:.1f} ms" in choice.reason
+        assert f"{trial.precision} {trial.best_ms:.1f} ms" in choice.reason
     restorer.close()
 
 
