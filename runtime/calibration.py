@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
-from .camera import Camera
 from .errors import CameraError, ShapeError
 
 BLOCK_PX: Final = 16
@@ -29,6 +28,22 @@ MINIMUM_SIGNAL: Final = 3.0  # a flat must be this many readout-noise widths abo
 Image = NDArray[np.float64]
 
 
+@dataclass(frozen=True, kw_only=True)
+class PhotonTransfer:
+    """What photon transfer measured; offset in ADU and readout noise in photoelectrons, (H, W) float64 maps.
+
+    ``correlation`` is the lag-1 correlation of the dark frames' noise along (y, x); ``saturation_adu`` is None for
+    float frames.
+    """
+
+    offset_adu: Image
+    readout_noise_e: Image
+    gain_e_per_adu: float
+    gain_interval_e_per_adu: tuple[float, float]
+    correlation: tuple[float, float]
+    saturation_adu: float | None
+
+
 @dataclass(frozen=True)
 class _Level:
     """Block means of one flat stack: signal above the offset and variance above the dark variance, counts."""
@@ -37,14 +52,13 @@ class _Level:
     variance: Image
 
 
-def photon_transfer(dark: NDArray[Any], flats: Sequence[NDArray[Any]], *, maps: bool = True) -> Camera:
+def photon_transfer(dark: NDArray[Any], flats: Sequence[NDArray[Any]]) -> PhotonTransfer:
     """Measure a camera; see `Camera.calibrate`.
 
     Parameters
     ----------
     dark : (T, H, W) frames without light
     flats : stacks (T, H, W), each of one light level; saturated stacks are refused
-    maps : give offset and readout noise per pixel; the gain is always one number
 
     Raises
     ------
@@ -57,17 +71,13 @@ def photon_transfer(dark: NDArray[Any], flats: Sequence[NDArray[Any]], *, maps: 
     signal = np.stack([level.signal for level in levels])
     variance = np.stack([level.variance for level in levels])
     gain = _gain(signal, variance)
-    interval = _interval(signal, variance)
-    readout_adu = np.sqrt(dark_variance if maps else dark_variance.mean())
-    top = np.iinfo(dark.dtype).max if dark.dtype.kind == "u" else None
-    return Camera(
-        offset_adu=offset.astype(np.float32) if maps else float(offset.mean()),
+    return PhotonTransfer(
+        offset_adu=offset,
+        readout_noise_e=np.sqrt(dark_variance) * gain,
         gain_e_per_adu=gain,
-        readout_noise_e=(readout_adu * gain).astype(np.float32) if maps else float(readout_adu * gain),
-        saturation_adu=top,
-        noise_correlation=_correlation(dark, offset),
-        gain_interval_e_per_adu=interval,
-        source="calibrated",
+        gain_interval_e_per_adu=_interval(signal, variance),
+        correlation=_correlation(dark, offset),
+        saturation_adu=float(np.iinfo(dark.dtype).max) if dark.dtype.kind == "u" else None,
     )
 
 

@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
+from .calibration import photon_transfer
 from .errors import CameraError, ShapeError
+from .noise_estimate import estimate_noise
 from .strict_json import parse_strict
 
 Number = float | NDArray[np.float32]
@@ -100,8 +102,6 @@ class Camera:
         ShapeError : wrong shape or dtype
         CameraError : the frames are too small, constant or not finite
         """
-        from .noise_estimate import estimate_noise
-
         noise = estimate_noise(frames)
         # var = slope * mean + intercept = slope * (mean - offset) + readout^2, counts squared
         gain = 1.0 / noise.slope
@@ -134,9 +134,17 @@ class Camera:
         ------
         CameraError : too few frames, or flats that are not brighter than the dark frames
         """
-        from .calibration import photon_transfer
-
-        return photon_transfer(dark, flats, maps=maps)
+        measured = photon_transfer(dark, flats)
+        offset, readout = measured.offset_adu, measured.readout_noise_e
+        return cls(
+            offset_adu=offset.astype(np.float32) if maps else float(offset.mean()),
+            gain_e_per_adu=measured.gain_e_per_adu,
+            readout_noise_e=readout.astype(np.float32) if maps else float(np.sqrt(np.mean(readout**2))),
+            saturation_adu=measured.saturation_adu,
+            noise_correlation=measured.correlation,
+            gain_interval_e_per_adu=measured.gain_interval_e_per_adu,
+            source="calibrated",
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = True) -> None:
         """Write the camera as JSON; maps are embedded, compressed. Replaces the file in one step.
