@@ -108,7 +108,7 @@ def pairs(data: Path, set_name: str, split: str, limit: int | None = None) -> It
     folder = data / "paired" / set_name / split
     files = sorted(folder.glob("*.tif"))
     if not files:
-        raise FileNotFoundError(f"no .tif file in {folder}; expected the paired set there, see the data's README.md")
+        raise FileNotFoundError(f"no .tif file in {folder}; expected the paired set there, see docs/training.md#data")
     order = [(plane, path) for plane in range(_plane_count(set_name, files[0])) for path in files]
     if limit is not None and limit < len(files):
         order = [order[i] for i in np.linspace(0, len(files) - 1, limit).round().astype(int)]

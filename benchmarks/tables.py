@@ -160,7 +160,7 @@ def speed_table(speed: Mapping[str, Any]) -> str:
         frame = f"{row['height_px']}x{row['width_px']}"
         lines.append([row["tier"], frame, str(row["steps"]), *times, share, f"{row['backend']} {row['precision']}"])
     note = f"uint16 in to uint16 out, camera given, {speed['threads']} CPU threads."
-    return f"{note} `import photonstep`: {speed['import_s']:.2f} s.\n\n{_markdown(lines)}"
+    return f"{note} `import photonstep`, with `load` and `Camera`: {speed['import_s']:.2f} s.\n\n{_markdown(lines)}"
 
 
 def marks_table(marks: Sequence[Mark]) -> str:

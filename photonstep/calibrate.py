@@ -12,8 +12,8 @@ from photonstep.runtime.errors import CameraError
 from photonstep.runtime.images import open_image
 
 
-def calibrate_files(dark: Path, flats: Sequence[Path], *, maps: bool) -> Camera:
-    """Return the camera that photon transfer finds in image files.
+def calibrate_files(dark: Path, flats: Sequence[Path], *, maps: bool) -> tuple[Camera, int]:
+    """Return the camera that photon transfer finds in image files, and how many dark frames there were.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def calibrate_files(dark: Path, flats: Sequence[Path], *, maps: bool) -> Camera:
                 f"{path}: frames are {stack.shape[1:]}, those of {dark} are {stacks[0].shape[1:]}; "
                 "record all stacks with one region of interest"
             )
-    return Camera.calibrate(dark=stacks[0], flats=stacks[1:], maps=maps)
+    return Camera.calibrate(dark=stacks[0], flats=stacks[1:], maps=maps), len(stacks[0])
 
 
 def _stack(path: Path) -> npt.NDArray[Any]:

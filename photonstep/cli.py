@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from photonstep.runtime.camera import Camera
 
 EXIT_SOME_FAILED, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+GOOD_MAP_FRAMES = 100
 
 
 class ReportingGroup(TyperGroup):
@@ -109,7 +110,9 @@ def restore(
     inputs: Annotated[
         list[str], typer.Argument(metavar="IN...", help="TIFF, OME-TIFF or PNG files, folders of them, or wildcards.")
     ],
-    output: Annotated[Path, typer.Option("--out", "-o", help="A file for one input, else a folder (made if absent).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A file for one input, else a folder (made if absent).")
+    ],
     bundle: BundleOption = "base",
     camera: Annotated[
         Path | None, typer.Option(help="camera.json of [cyan]photonstep calibrate[/].", rich_help_panel="Camera")
@@ -131,11 +134,12 @@ def restore(
         ),
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="ddim, ddpm, dpmpp_2m, heun or consistency. [dim]\\[default: the bundle's][/]")
+        str | None,
+        typer.Option(help="ddim, ddpm, dpm_solver_pp_2m, heun or consistency. [dim]\\[default: the bundle's][/]"),
     ] = None,
     output_unit: Annotated[
         Literal["input", "photoelectrons"],
-        typer.Option("--output", help="Keep the input's dtype and unit, or write float32 photoelectrons."),
+        typer.Option("--unit", help="Keep the input's dtype and unit, or write float32 photoelectrons."),
     ] = "input",
     device: DeviceOption = "auto",
     backend: BackendOption = None,
@@ -149,7 +153,9 @@ def restore(
     Without camera numbers, the camera is estimated once for each channel of each file and printed.
     """
     from photonstep import restore_files as work
+    from photonstep.runtime.restore import Plan
 
+    Plan(steps=steps or 1, sampler=sampler or "ddim")  # a wrong name is told before any work starts
     given = {name: value for name, value in (("steps", steps), ("sampler", sampler)) if value is not None}
     plan = work.Plan(
         camera=_camera(camera, offset_adu, gain_e_per_adu, readout_noise_e),
@@ -233,8 +239,16 @@ def calibrate(
 
     if output.exists() and not overwrite:
         raise CameraError(f"{output}: exists already; choose another --output, or pass --overwrite")
-    camera = calibrate_files(dark, flat, maps=maps)
+    camera, dark_count = calibrate_files(dark, flat, maps=maps)
     camera.save(output, overwrite=overwrite)
+    if maps and dark_count < GOOD_MAP_FRAMES:
+        _messages().print(
+            f"the readout map is read from {dark_count} dark frames, so single pixels are off by about "
+            f"{100 / (2 * (dark_count - 1)) ** 0.5:.0f} %; record {GOOD_MAP_FRAMES} or more, or pass --no-maps",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     _results().print(camera_table(camera))
     _results().print(f"camera: [bold]{output}[/bold]", soft_wrap=True)
 

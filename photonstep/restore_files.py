@@ -18,6 +18,8 @@ from photonstep.runtime.images import PNG_SUFFIXES, ImageReader, ImageWriter, ch
 # Planes that a blind camera estimate looks at: enough to see several brightnesses, few enough to start at once.
 ESTIMATE_PLANES = 5
 WILDCARDS = frozenset("*?[")
+# Names that look like an image file which photonstep does not write, rather than like a folder.
+OTHER_IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".zarr", ".h5", ".nd2", ".czi", ".npy"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +89,15 @@ def plan_targets(sources: Sequence[Path], output: Path, plan: Plan) -> list[tupl
 
     Raises
     ------
-    ImageError : several sources for one file, or two sources whose copies would have one name
+    ImageError : several sources for one file, two sources whose copies would have one name, or a format that is not
+        written
     """
     if is_image_path(output) and not output.is_dir():
         if len(sources) > 1:
             raise ImageError(f"{output}: is one file, but there are {len(sources)} inputs; give a folder with -o")
         return [(sources[0], output)]
+    if output.suffix.lower() in OTHER_IMAGE_SUFFIXES and not output.is_dir():
+        raise ImageError(f"{output}: cannot write {output.suffix} files; expected .tif, .tiff or .png, or a folder")
     taken: dict[str, Path] = {}
     for source in sources:
         photoelectron_png = plan.output == "photoelectrons" and source.suffix.lower() in PNG_SUFFIXES

@@ -22,6 +22,7 @@ from photonstep.cli import app
 from photonstep.runtime.camera import Camera
 from photonstep.runtime.errors import BackendError, ImageError
 from photonstep.runtime.images import open_image
+from photonstep.runtime.samplers import SAMPLERS
 
 BUNDLE = "live"
 CAMERA = ("--offset-adu", "0", "--gain-e-per-adu", "0.25", "--readout-noise-e", "1")
@@ -103,7 +104,7 @@ def test_restore_keeps_everything_and_equals_the_library(tmp_path, stack_file, l
 
 def test_restore_with_a_given_camera_in_photoelectrons(tmp_path, raw, live):
     Image.fromarray(raw).save(tmp_path / "in.png")
-    options = ("-o", tmp_path / "out", "--bundle", BUNDLE, "--precision", "fp32", "--output", "photoelectrons")
+    options = ("-o", tmp_path / "out", "--bundle", BUNDLE, "--precision", "fp32", "--unit", "photoelectrons")
     options += (*CAMERA, "--quiet")
     result = run("restore", tmp_path / "in.png", *options)
     assert (result.exit_code, result.output) == (0, "")
@@ -243,6 +244,30 @@ def test_one_file_under_two_names_is_restored_once(tmp_path, raw):
     (tmp_path / "link.tif").symlink_to(tmp_path / "a.tif")
     pairs = [(tmp_path / name, tmp_path / f"out-{name}") for name in ("a.tif", "link.tif")]
     assert [job.source.name for job in restore_files.inspect(pairs, plan, outcome)] == ["a.tif"]
+
+
+@pytest.mark.parametrize("name", ["out.jpg", "out.zarr"])
+def test_restore_does_not_take_a_foreign_format_for_a_folder(tmp_path, raw, name):
+    Image.fromarray(raw).save(tmp_path / "in.png")
+    result = run("restore", tmp_path / "in.png", "-o", tmp_path / name)
+    assert result.exit_code == 2
+    assert f"cannot write {Path(name).suffix}" in " ".join(result.stderr.split())
+    assert not (tmp_path / name).exists()
+
+
+def test_a_wrong_sampler_is_told_before_any_work(tmp_path, raw):
+    Image.fromarray(raw).save(tmp_path / "in.png")
+    result = run("restore", tmp_path / "in.png", "-o", tmp_path / "out.png", "--sampler", "dpmpp_2m")
+    assert result.exit_code == 2
+    assert "dpm_solver_pp_2m" in result.stderr
+    assert "camera estimated" not in result.stderr
+
+
+def test_every_sampler_that_help_names_exists():
+    text = " ".join(run("restore", "--help").output.replace("│", " ").split())
+    named = re.search(r"(ddim, .*?) or (consistency)", text)
+    assert named is not None
+    assert {*named[1].split(", "), named[2]} <= set(SAMPLERS)
 
 
 def test_calibrate_finds_the_camera(tmp_path):
