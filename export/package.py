@@ -19,6 +19,7 @@ from ..models.network import Denoiser, NetworkConfig, kmac_per_px, parameter_cou
 from ..models.noise import CameraRanges
 from ..runtime.bundle import Bundle, write_bundle
 from ..runtime.camera import Camera
+from ..runtime.errors import BundleError
 from ..runtime.restore import load
 from .onnx import INPUT_NAME, OPSET, OUTPUT_NAME, to_onnx
 
@@ -50,7 +51,10 @@ def package(run: Path, output: Path, *, name: str, version: str, test_frame: Pat
     """
     network = load_network(run)
     graph = to_onnx(network)
-    frame = np.ascontiguousarray(tifffile.imread(test_frame)[0][:256, :256].astype(np.uint16))
+    page = tifffile.imread(test_frame, key=0)
+    if page.dtype.name not in ("uint8", "uint16"):
+        raise BundleError(f"{test_frame} is {page.dtype}; a test frame is a raw uint8 or uint16 frame")
+    frame = np.ascontiguousarray(page[:256, :256].astype(np.uint16))
     camera = Camera.estimate(frame)
     fields = _manifest(network, name, version, run, frame, camera)
     report = (json.dumps({"stages": _stages(run)}, indent=1) + "\n").encode()

@@ -15,6 +15,7 @@ from . import reference
 
 Float32 = NDArray[np.float32]
 FRAME_DTYPES = ("uint8", "uint16", "float32")
+LARGEST_COUNT = 1e9  # a float pixel beyond it is a fill value or a fault, not light
 
 
 class FrameError(ValueError):
@@ -129,6 +130,13 @@ def block_means(image: Float32, block_px: int) -> Float32:
         means += rows[:, offset::block_px]
     means *= np.float32(1 / block_px**2)
     return means
+
+
+def usable_pixels(frame: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a float frame holds counts, not NaN, infinity or a fill value beyond ``LARGEST_COUNT``; (H, W) bool."""
+    with np.errstate(invalid="ignore"):
+        usable: NDArray[np.bool_] = np.abs(frame) <= LARGEST_COUNT
+    return usable
 
 
 def lag_products(residual: Float32) -> tuple[float, float, float]:

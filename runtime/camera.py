@@ -106,8 +106,9 @@ class Camera:
         # var = slope * mean + intercept = slope * (mean - offset) + readout^2, counts squared
         gain = 1.0 / noise.slope
         # restored light is never negative, so an offset above the darkest part of the scene would cut it off
-        offset = min(max(0.0, -noise.intercept / noise.slope), max(0.0, noise.darkest))
-        readout_adu = max(noise.intercept, 0.0) ** 0.5
+        offset = min(max(0.0, -noise.intercept / noise.slope), noise.darkest)
+        # an offset below 0 (a background was subtracted) takes its share of the intercept
+        readout_adu = max(noise.intercept + noise.slope * min(offset, 0.0), 0.0) ** 0.5
         return cls(
             offset_adu=offset,
             gain_e_per_adu=gain,

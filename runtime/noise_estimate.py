@@ -30,6 +30,7 @@ QUANTILES = (0.03, 0.1, 0.25, 0.5, 0.75)
 MINIMUM_SIDE_PX = 32
 MAXIMUM_PIXELS = 1 << 20
 BRIGHTNESS_BINS = 20
+LEAST_USABLE_SHARE = 0.02
 REGRESSION = Path(__file__).with_name("noise_regression.npz")
 
 
@@ -135,16 +136,16 @@ def _as_frames(frames: NDArray[Any]) -> list[Image]:
         )
     every = max(1, -(-stack.shape[0] // 8))
     single = [np.ascontiguousarray(f, dtype=np.float32) for f in stack[::every]]
-    if not all(np.isfinite(f).all() for f in single):
+    if not all(ops.usable_pixels(f).all() for f in single):
         single = [_bridge(f) for f in single]
     return single
 
 
 def _bridge(frame: Image) -> Image:
-    finite = np.isfinite(frame)
+    finite = ops.usable_pixels(frame)
     if finite.mean() < 0.5:
         raise CameraError(
-            f"{1 - finite.mean():.0%} of the pixels are not finite; an estimate needs half of them at least"
+            f"{1 - finite.mean():.0%} of the pixels are not finite counts; an estimate needs half of them at least"
         )
     return np.where(finite, frame, np.median(frame[finite])).astype(np.float32)
 
@@ -159,11 +160,17 @@ def _regions(frame: Image) -> list[Image]:
 
 
 def _block_brightness_and_variance(sample: Image) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mean and Laplacian variance of 8x8 blocks without clipped pixels."""
+    """Mean and Laplacian variance of 8x8 blocks without clipped pixels; of all blocks where nearly every one has some.
+
+    In photon counting frames a third of the pixels may hold the smallest count without any clipping.
+    """
     power, inner = _laplacian_power(sample, 1), sample[1:-1, 1:-1]
     mean, variance = ops.block_means(inner, 8), ops.block_means(power, 8)
     extremes = (inner <= sample.min()) | (inner >= sample.max())
-    usable = (ops.block_means(extremes.astype(np.float32), 8) < 0.05) & (variance > 0)
+    varied = variance > 0
+    usable = (ops.block_means(extremes.astype(np.float32), 8) < 0.05) & varied
+    if np.count_nonzero(usable) < LEAST_USABLE_SHARE * usable.size:
+        usable = varied
     return mean[usable], variance[usable]
 
 

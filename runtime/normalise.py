@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
 from .manifest import Normalisation
+
+NEW_SCENE: Final = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,9 @@ class ModelRange:
 class RangeTracker:
     """The range of a running sequence: percentiles of block means, smoothed over frames so that nothing flickers.
 
+    A frame whose levels lie a quarter of the range or more from the past's (another scene, a shutter, the next plane of
+    a steep z stack) starts anew.
+
     Parameters
     ----------
     settings : the bundle's normalisation
@@ -56,8 +61,13 @@ class RangeTracker:
         block = min(s.block_px, *z.shape)
         means = ops.block_means(z, block)
         levels = np.percentile(means, [s.low_percent, s.high_percent]).astype(np.float64)
-        if self._levels is not None:
+        if self._levels is not None and self._is_alike(levels):
             levels = self._memory * self._levels + (1 - self._memory) * levels
         self._levels = levels
         span = max(float(levels[1] - levels[0]), s.minimum_range_z) / (s.high_u - s.low_u)
         return ModelRange(centre_z=float(levels[0]) - s.low_u * span, span_z=span)
+
+    def _is_alike(self, levels: NDArray[np.float64]) -> bool:
+        past = self._levels if self._levels is not None else levels
+        span = max(float(past[1] - past[0]), self._settings.minimum_range_z)
+        return bool(np.all(np.abs(levels - past) < NEW_SCENE * span))

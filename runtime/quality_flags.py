@@ -18,6 +18,8 @@ FLOOR_PHOTONS: Final = 2.0
 FLOOR_READOUT_E: Final = 0.5
 RESIDUAL_VARIANCE: Final = (0.6, 1.6)  # of the stabilised residual; 1 where the camera numbers hold
 STABLE_VARIANCE_E2: Final = 3.0  # shot plus readout variance, e-^2, above which stabilised noise has unit variance
+CUT_OFF_SHARE: Final = 0.3
+LEAST_VARIANCE: Final = 0.05  # below it there is no residual to speak of, and no correlation in it
 CORRELATION_MISMATCH: Final = 0.25
 EXAMINED_ROWS: Final = 4  # one band of rows in four is enough for the residual's statistics
 
@@ -25,7 +27,7 @@ FLAGS: Final = {
     "saturated": "more than 0.1 % of the pixels are full: their true brightness is unknown",
     "non_finite": "NaN or infinite pixels were bridged for the network and passed through",
     "below_photon_floor": "under 2 photoelectrons per pixel with little readout noise: bin or fuse frames",
-    "noise_mismatch": "the residual is not as strong as the camera numbers say: check gain and readout noise",
+    "noise_mismatch": "the residual is not as strong as the camera numbers say: check gain, offset and readout noise",
     "correlated_noise": "neighbouring pixels share noise in a way that the camera numbers or the model do not cover",
     "out_of_range": "the noise level lies outside the range that the model was trained on",
 }
@@ -58,15 +60,20 @@ def examine(
     variance, along_y, along_x = residual_statistics(z, restored_z, 1 if report else EXAMINED_ROWS)
     correlation = (along_y / max(variance, 1e-6), along_x / max(variance, 1e-6))
     photons, readout_e = float(electrons[::EXAMINED_ROWS].mean()), float(np.median(camera.readout_noise_e))
+    cut_off = float(np.mean(z[::EXAMINED_ROWS] <= 0))  # so far below the offset that the transform cannot tell
     # with little light the transform cannot stabilise, and the residual is weak for a good reason
     weakest = RESIDUAL_VARIANCE[0] if photons + readout_e**2 >= STABLE_VARIANCE_E2 else 0.0
     told = {
         "saturated": full is not None and np.count_nonzero(full) > SATURATED_SHARE * full.size,
         "non_finite": missing is not None,
         "below_photon_floor": photons < FLOOR_PHOTONS and readout_e < FLOOR_READOUT_E,
-        "noise_mismatch": not weakest <= variance <= RESIDUAL_VARIANCE[1],
+        "noise_mismatch": not weakest <= variance <= RESIDUAL_VARIANCE[1] or cut_off > CUT_OFF_SHARE,
         "correlated_noise": max(camera.noise_correlation) > limits.max_noise_correlation
-        or any(c - k > CORRELATION_MISMATCH for c, k in zip(correlation, camera.noise_correlation, strict=True)),
+        or (
+            variance > LEAST_VARIANCE
+            and cut_off <= CUT_OFF_SHARE
+            and any(c - k > CORRELATION_MISMATCH for c, k in zip(correlation, camera.noise_correlation, strict=True))
+        ),
         "out_of_range": not limits.sigma_min <= sigma <= limits.sigma_max,
     }
     numbers = {

@@ -8,6 +8,7 @@ K = 1 is the posterior mean; 2 to 4 deterministic steps give texture back.
 
 from __future__ import annotations
 
+import numbers
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from .backends.choose import Choice, Probe, open_session
 from .bundle import Bundle
 from .camera import Camera
 from .denoiser import Denoiser, NetworkInputs, output_weight
-from .errors import BundleError, CameraError, PlanError, ShapeError
+from .errors import BackendError, BundleError, CameraError, PlanError, ShapeError
 from .normalise import ModelRange, RangeTracker
 from .photon_balance import photon_balance
 from .tiling import pad_to_multiple, plan_tiles
@@ -50,15 +51,15 @@ class Plan:
     tile_px: int | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or not 1 <= self.steps <= 1000:
+        if not _is_whole(self.steps) or not 1 <= self.steps <= 1000:
             raise PlanError(
                 f"steps is {self.steps!r}; expected an integer from 1 (safe mean) to 4 (detail), at most 1000"
             )
         if self.output not in OUTPUTS:
             raise PlanError(f"output is {self.output!r}; choose one of {', '.join(OUTPUTS)}")
-        if self.tile_px is not None and not (isinstance(self.tile_px, int) and self.tile_px >= MINIMUM_SIDE_PX):
+        if self.tile_px is not None and not (_is_whole(self.tile_px) and self.tile_px >= MINIMUM_SIDE_PX):
             raise PlanError(f"tile_px is {self.tile_px!r}; expected a whole number, {MINIMUM_SIDE_PX} or more")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if not _is_whole(self.seed) or self.seed < 0:
             raise PlanError(f"seed is {self.seed!r}; expected a whole number, 0 or more")
         self.rows()
 
@@ -67,7 +68,7 @@ class Plan:
         return samplers.table(self.sampler, schedule.measured(self.steps))
 
     def as_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps, "sampler": self.sampler, "output": self.output, "seed": self.seed}
+        return {"steps": int(self.steps), "sampler": self.sampler, "output": self.output, "seed": int(self.seed)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +98,7 @@ class Restorer:
         self.bundle = bundle
         self.choice = choice
         self._denoiser = Denoiser(bundle.manifest, choice.session)
+        self._closed = False
 
     @property
     def backend_name(self) -> str:
@@ -155,6 +157,8 @@ class Restorer:
         PlanError : steps, sampler or output that do not exist
         BackendError : the device failed
         """
+        if self._closed:
+            raise BackendError("this restorer is closed; load the bundle again")
         started = time.perf_counter()
         _check_frames(frames)
         if not isinstance(camera, Camera | None):
@@ -241,7 +245,8 @@ class Restorer:
         return stitched[: u.shape[0], : u.shape[1]]
 
     def close(self) -> None:
-        """Free the network. The restorer is not used again."""
+        """Free the network. The restorer then refuses to restore."""
+        self._closed = True
         self.choice.session.close()
 
 
@@ -327,15 +332,19 @@ def _check_frames(frames: NDArray[Any]) -> None:
 
 
 def _bridge_missing(frame: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
-    """The frame with non-finite pixels replaced by the median of the others, and where they were."""
+    """The frame with NaN, infinite and fill values replaced by the median of the others, and where they were."""
     if frame.dtype.kind != "f":
         return frame, None
-    missing = ~np.isfinite(frame)
+    missing = ~ops.usable_pixels(frame)
     if not missing.any():
         return frame, None
     if missing.all():
         raise ShapeError("a plane holds no finite pixel; expected some signal: leave the plane out")
     return np.where(missing, np.median(frame[~missing]), frame).astype(np.float32), missing
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
 
 
 def _either(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

@@ -304,3 +304,21 @@ def test_unusable_calibration_stacks_are_refused(fault):
 
 def test_the_face_shows_the_camera():
     assert ps.Camera is Camera
+
+
+def test_a_subtracted_background_is_understood():
+    """Counts below 0 after background subtraction: the offset follows them, and no light is cut off."""
+    rng = np.random.default_rng(3)
+    rows, columns = np.mgrid[:192, :192]
+    light = 30 * (1 + 0.8 * np.sin(rows / 15) * np.cos(columns / 22))
+    frame = rng.poisson(light) + rng.normal(0, 2, light.shape)
+    plain, shifted = (Camera.estimate((frame - below).astype(np.float32)) for below in (0, 50))
+    assert shifted.offset_adu < 0
+    assert shifted.gain_e_per_adu == pytest.approx(plain.gain_e_per_adu, rel=0.02)
+    assert np.all(light - 50 > shifted.offset_adu - 2)
+
+
+@pytest.mark.parametrize("light", [0.3, 1.0])
+def test_photon_counting_frames_are_estimated(light):
+    frame = np.random.default_rng(4).poisson(light, (256, 256)).astype(np.uint16)
+    assert Camera.estimate(frame).gain_e_per_adu > 0

@@ -66,10 +66,17 @@ def test_the_first_frame_is_taken_as_it_is_and_later_ones_slowly():
     tracker = RangeTracker(SETTINGS, memory=0.9)
     spans = [tracker.update(ramp(0, 40)).span_z for _ in range(2)]
     assert spans[0] == pytest.approx(spans[1])
-    jumped = [tracker.update(ramp(0, 80)).span_z for _ in range(60)]
-    assert jumped[0] == pytest.approx(1.1 * spans[0], rel=1e-3)
-    assert np.all(np.diff(jumped) > 0)
-    assert jumped[-1] == pytest.approx(2 * spans[0], rel=0.01)
+    brighter = [tracker.update(ramp(0, 48)).span_z for _ in range(60)]
+    assert brighter[0] == pytest.approx(1.02 * spans[0], rel=1e-3)
+    assert np.all(np.diff(brighter) > 0)
+    assert brighter[-1] == pytest.approx(1.2 * spans[0], rel=0.01)
+
+
+@pytest.mark.parametrize("other", [ramp(0, 80), ramp(0, 8), ramp(30, 70)])
+def test_another_scene_starts_anew(other):
+    tracker = RangeTracker(SETTINGS, memory=0.9)
+    tracker.update(ramp(0, 40))
+    assert tracker.update(other) == RangeTracker(SETTINGS).update(other)
 
 
 def test_without_memory_every_frame_stands_alone():

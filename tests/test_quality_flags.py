@@ -118,3 +118,11 @@ def test_the_report_of_a_stack_is_the_mean_of_its_planes(restorer, good):
     single = restorer.restore(frame, camera=camera, report=True).report
     stack = restorer.restore(np.stack([frame] * 3), camera=camera, report=True).report
     assert stack == pytest.approx(single, rel=1e-2, abs=1e-3)
+
+
+def test_a_camera_with_an_offset_above_the_frame_is_told(restorer):
+    frame = np.random.default_rng(2).random((64, 64), dtype=np.float32)
+    camera = Camera(offset_adu=100, gain_e_per_adu=0.5, readout_noise_e=1.0)
+    flags = restorer.restore(frame, camera=camera).flags
+    assert "noise_mismatch" in flags
+    assert "correlated_noise" not in flags

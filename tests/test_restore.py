@@ -437,3 +437,22 @@ def test_shipped_bundles_load_by_name_path_and_object(restorer, confocal):
         opened = ps.load(source, backend="openvino", precision="fp32", threads=1)
         np.testing.assert_array_equal(opened(confocal.raw), expected)
         opened.close()
+
+
+def test_a_fill_value_is_a_missing_pixel(restorer, confocal):
+    frame = confocal.raw.astype(np.float32)
+    frame[5, 7] = 3e38
+    result = restorer.restore(frame)
+    assert result.image[5, 7] == frame[5, 7]
+    assert "non_finite" in result.flags
+    others = np.ones(frame.shape, bool)
+    others[5, 7] = False
+    assert np.isfinite(result.image).all()
+    assert result.image[others].max() < 300
+
+
+def test_a_closed_restorer_says_so(confocal):
+    closed = ps.load("base", precision="fp32", threads=1)
+    closed.close()
+    with pytest.raises(BackendError, match="closed"):
+        closed(confocal.raw)

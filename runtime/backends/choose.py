@@ -104,6 +104,8 @@ def _by_trial(network: bytes, probe: Probe, name: str, device: str, threads: int
         sessions.append(session)
         trials.append(Trial(backend=name, precision=precision, best_ms=best_ms, error_in_noise=error))
     within = [i for i, t in enumerate(trials) if t.error_in_noise <= PARITY_BUDGET]
+    if not within:
+        raise BackendError(f"{name} gave values that are not finite on the bundle's test frame; choose another backend")
     best = min(within, key=lambda i: trials[i].best_ms)
     for index, session in enumerate(sessions):
         if index != best:
