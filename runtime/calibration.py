@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import ops
+from ..kernels import ops, reference
 from .errors import CameraError, ShapeError
 
 BLOCK_PX: Final = 16
@@ -25,7 +25,7 @@ BOOTSTRAP_ROUNDS: Final = 500
 SATURATED_SHARE: Final = 0.001
 MINIMUM_SIGNAL: Final = 3.0  # a flat must be this many readout-noise widths above the dark frames
 
-Image = NDArray[np.float64]
+Image = reference.Floats  # float64 throughout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +116,14 @@ def _level(flat: NDArray[Any], offset: Image, dark_variance: Image) -> _Level:
         full = float(np.mean(flat == np.iinfo(flat.dtype).max))
         if full > SATURATED_SHARE:
             raise CameraError(f"{full:.1%} of a flat's pixels are saturated, which hides their noise; use less light")
-    signal = _block_means(flat.mean(axis=0, dtype=np.float64) - offset)
+    signal = reference.block_means(flat.mean(axis=0, dtype=np.float64) - offset, BLOCK_PX)
     floor = MINIMUM_SIGNAL * float(np.sqrt(dark_variance.mean()))
     if float(signal.mean()) <= floor:
         raise CameraError(
             f"a flat is {signal.mean():.2f} counts above the dark frames; expected more than {floor:.2f}: "
             "use more light"
         )
-    return _Level(signal, _block_means(_temporal_variance(flat) - dark_variance))
+    return _Level(signal, reference.block_means(_temporal_variance(flat) - dark_variance, BLOCK_PX))
 
 
 def _gain(signal: Image, variance: Image) -> float:
@@ -155,10 +155,3 @@ def _correlation(dark: NDArray[Any], offset: Image) -> tuple[float, float]:
     totals = np.mean([ops.lag_products((f - offset).astype(np.float32)) for f in dark[:32]], axis=0)
     along = np.clip(totals[1:] / max(float(totals[0]), 1e-12), -0.99, 0.99)
     return float(along[0]), float(along[1])
-
-
-def _block_means(image: Image) -> Image:
-    height, width = (n // BLOCK_PX for n in image.shape)
-    whole = image[: height * BLOCK_PX, : width * BLOCK_PX]
-    means: Image = whole.reshape(height, BLOCK_PX, width, BLOCK_PX).mean(axis=(1, 3))
-    return means

@@ -44,14 +44,7 @@ class NoiseEstimate:
     slope: float
     intercept: float
     correlation: tuple[float, float]
-    white_slope: float
-    white_intercept: float
     darkest: float
-
-    @property
-    def missed_variance(self) -> float:
-        """Total variance over what a white-noise estimate sees: 1 where the noise is white."""
-        return self.slope / self.white_slope
 
 
 def estimate_noise(frames: NDArray[Any]) -> NoiseEstimate:
@@ -64,8 +57,6 @@ def estimate_noise(frames: NDArray[Any]) -> NoiseEstimate:
         slope=slope * missed,
         intercept=intercept * missed,
         correlation=correlation,
-        white_slope=slope,
-        white_intercept=intercept,
         darkest=float(np.median([np.percentile(ops.block_means(s, 8), 0.5) for s in samples])),
     )
 
