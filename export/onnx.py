@@ -9,7 +9,7 @@ import warnings
 import onnx
 import torch
 
-from ..models.network import INPUT_PLANES, Denoiser
+from ..models.network import Denoiser
 
 OPSET = 20
 INPUT_NAME, OUTPUT_NAME = "planes", "residual"
@@ -24,11 +24,11 @@ def to_onnx(network: Denoiser) -> bytes:
 
     Returns
     -------
-    ONNX bytes, checked; input ``planes`` (1, 4, H, W) and output ``residual`` (1, 1, H, W), H and W multiples of
+    ONNX bytes, checked; input ``planes`` (1, planes, H, W) and output ``residual`` (1, 1, H, W), H and W multiples of
     ``network.config.multiple``
     """
     multiple = network.config.multiple
-    example = torch.zeros(1, INPUT_PLANES, 4 * multiple, 6 * multiple)
+    example = torch.zeros(1, network.config.planes, 4 * multiple, 6 * multiple)
     shape = {2: multiple * torch.export.Dim("h", min=1), 3: multiple * torch.export.Dim("w", min=1)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import tifffile
-import torch
 from numpy.typing import NDArray
 
 from ..models import data as training_data
-from ..models.network import Denoiser, NetworkConfig, kmac_per_px, parameter_count, receptive_radius_px
+from ..models.checkpoint import load_network
+from ..models.network import Denoiser, kmac_per_px, parameter_count, receptive_radius_px
 from ..models.noise import CameraRanges
 from ..runtime.bundle import Bundle, write_bundle
 from ..runtime.camera import Camera
@@ -72,16 +72,6 @@ def package(run: Path, output: Path, *, name: str, version: str, test_frame: Pat
         draft.unlink()
     members["test_frame_restored.raw"] = expected.astype("<u2").tobytes()
     return write_bundle(output, fields, members, overwrite)
-
-
-def load_network(run: Path) -> Denoiser:
-    """The averaged network of a finished run, or of its last checkpoint."""
-    finished, checkpoint = run / "weights.pt", run / "checkpoint.pt"
-    config = json.loads((run / "config.json").read_text())["network"]
-    network = Denoiser(NetworkConfig(**{**config, "mults": tuple(config["mults"])}))
-    saved = torch.load(finished if finished.exists() else checkpoint, weights_only=True)
-    network.load_state_dict(saved["state"] if finished.exists() else saved["average"])
-    return network
 
 
 def _manifest(

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from .data import FieldPool, load_pool
-from .network import TIERS, Denoiser, NetworkConfig, kmac_per_px, parameter_count
+from .checkpoint import load_network
+from .network import TIERS, Denoiser, NetworkConfig, grow_into, kmac_per_px, parameter_count
 from .noise import Batch, CameraRanges, observe
 
 
@@ -118,7 +119,7 @@ def _start(
     torch.manual_seed(config.seed)
     network = Denoiser(network_config).to(memory_format=torch.channels_last)
     if start_from is not None:
-        network.load_state_dict(torch.load(start_from, weights_only=True)["state"])
+        grow_into(network, load_network(start_from))
     average = Denoiser(network_config).requires_grad_(False)
     average.load_state_dict(network.state_dict())
     optimiser = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)

@@ -47,6 +47,7 @@ _HOMES = {
     "ImageError": "errors",
     "PlanError": "errors",
     "ShapeError": "errors",
+    "TrainingError": "errors",
 }
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Restorer",
     "Result",
     "ShapeError",
+    "TrainingError",
     "__version__",
     "load",
     "shipped_bundles",

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from .errors import BundleError
 
 MANIFEST_MEMBER = "manifest.json"
-MEMBER_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,57}\.(json|onnx|raw|png|txt)$"
+MEMBER_NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,57}\.(json|md|onnx|raw|png|txt)$"
 MAX_FILE_BYTES = 512 * 2**20
 MAX_MEMBERS = 64
 MAX_MANIFEST_BYTES = 2**20
@@ -149,7 +149,7 @@ def _check_name(name: str, where: str) -> None:
     if not re.fullmatch(MEMBER_NAME_PATTERN, name):
         raise BundleError(
             f"{where}: member name {name[:80]!r} is not allowed; expected lower-case letters, digits, '-' and '_', "
-            f"ending in .json, .onnx, .raw, .png or .txt (no folders); rename it, or do not trust this file"
+            f"ending in .json, .md, .onnx, .raw, .png or .txt (no folders); rename it, or do not trust this file"
         )
 
 

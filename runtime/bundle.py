@@ -105,7 +105,7 @@ class Bundle:
         return bytes(self._members[member])
 
     def network(self, precision: Precision) -> bytes:
-        """Return the ONNX network of a precision: "fp32", "bf16", "fp16" or "int8".
+        """Return the ONNX network of a precision: "fp32", "bf16", "fp16", "int8" or "int8_symmetric".
 
         Raises
         ------
@@ -218,7 +218,7 @@ def _verify_contents(manifest: Manifest, members: Mapping[str, memoryview], wher
             graphs[name] = scan_onnx(content, place)
         elif name.endswith(".png"):
             _verify_png(content, place)
-        elif name.endswith((".json", ".txt")) and name != MANIFEST_MEMBER:
+        elif name.endswith((".json", ".md", ".txt")) and name != MANIFEST_MEMBER:
             _verify_text(content, place, is_json=name.endswith(".json"))
     for network in manifest.networks:
         _verify_network(manifest, network, graphs[network.member], f"{where}: member {network.member!r}")

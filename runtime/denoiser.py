@@ -41,11 +41,11 @@ class Denoiser:
         self._parameterisation = parameterisation(manifest)
         self.network_ms = 0.0
 
-    def at(self, noise_correlation: tuple[float, float]) -> Denoise:
-        """The denoiser of frames whose noise has this lag-1 correlation along (y, x)."""
+    def at(self, noise_correlation: tuple[float, float], detail: float = 0.0) -> Denoise:
+        """The denoiser of frames whose noise has this lag-1 correlation along (y, x), at a place of the detail knob."""
 
         def denoise(x: FloatArray, sigma: float | FloatArray) -> FloatArray:
-            inputs = self._inputs(x, sigma, noise_correlation)
+            inputs = self._inputs(x, sigma, noise_correlation, detail)
             started = time.perf_counter()
             output = self._session.run(inputs)
             self.network_ms += (time.perf_counter() - started) * 1e3
@@ -65,11 +65,11 @@ class NetworkInputs:
         self._constants: dict[tuple[int, ...], tuple[float, ...]] = {}
 
     def __call__(
-        self, x: FloatArray, sigma: float | FloatArray, noise_correlation: tuple[float, float]
+        self, x: FloatArray, sigma: float | FloatArray, noise_correlation: tuple[float, float], detail: float = 0.0
     ) -> dict[str, Array]:
         """The inputs by name for a state ``x``, (H, W) float32; valid until the next call.
 
-        One input name means one tensor of planes (image, noise level, correlation along y and x); two mean image and
+        One input name means one tensor of planes (image, noise level, correlation along y and x, detail); two mean image and
         noise level apart, as networks made elsewhere want it.
         """
         speaks, names = self._parameterisation, self._model.input_names
@@ -77,23 +77,23 @@ class NetworkInputs:
             x_in, condition = speaks.network_input(np.asarray(x, np.float32), sigma)
             return dict(zip(names, (x_in[None, None], condition), strict=True))
         planes = self._buffer(x.shape)
+        told = (*noise_correlation,) * self._model.noise_correlation_input + (detail,) * self._model.detail_input
         if speaks.scaling == "edm" and np.ndim(sigma) == 0:
             level = float(sigma)
             np.multiply(x, np.float32(edm_coefficients(level, self._model.sigma_data).c_in), out=planes[0, 0])
-            constants = (float(c_noise(level, speaks.sigma_min)), *noise_correlation)
+            constants = (float(c_noise(level, speaks.sigma_min)), *told)
             if self._constants.get(x.shape) != constants:
-                planes[0, 1:] = np.reshape(np.array(constants[: planes.shape[1] - 1], np.float32), (-1, 1, 1))
+                planes[0, 1:] = np.reshape(np.array(constants, np.float32), (-1, 1, 1))
                 self._constants[x.shape] = constants
             return {names[0]: planes}
         self._constants.pop(x.shape, None)
         planes[0, 0], planes[0, 1] = speaks.network_input(np.asarray(x, np.float32), sigma)
-        if self._model.noise_correlation_input:
-            planes[0, 2], planes[0, 3] = noise_correlation
+        planes[0, 2:] = np.reshape(np.array(told, np.float32), (-1, 1, 1))
         return {names[0]: planes}
 
     def _buffer(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if shape not in self._planes:
-            count = 2 + 2 * self._model.noise_correlation_input
+            count = 2 + 2 * self._model.noise_correlation_input + self._model.detail_input
             self._planes[shape] = np.empty((1, count, *shape), np.float32)
             while len(self._planes) > SHAPES_KEPT:
                 self._constants.pop(self._planes.popitem(last=False)[0], None)

@@ -27,3 +27,7 @@ class PlanError(PhotonstepError):
 
 class ImageError(PhotonstepError):
     """An image file cannot be read or written as asked."""
+
+
+class TrainingError(PhotonstepError):
+    """Training, compression or export was asked for something that its data, run folder or settings cannot give."""

@@ -22,7 +22,7 @@ FORMAT = "photonstep-bundle"
 FORMAT_VERSION = 1
 MAX_SIDE_PX = 8192
 
-Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8", "int8_symmetric"]
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
 Identifier = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -60,6 +60,9 @@ class ModelSpec(_Strict):
     ``sigma_data`` is the standard deviation of clean frames in model units. ``noise_correlation_input`` says that two
     constant planes follow the noise level: the lag-1 autocorrelation of the noise along y, then along x. H and W must
     be multiples of ``multiple``; an output pixel sees ``receptive_radius_px`` input pixels to each side.
+    ``detail_input`` says that one more constant plane follows: the detail knob, 0 (mean) to 1. ``degradation_sigma`` is
+    how far, in model units, an upsampled frame lies from the truth beside its noise (super-resolution); it is added in
+    quadrature to the measured noise level.
     ``prediction``, ``conditioning``, ``input_scaling`` and ``integer_timestep`` mean what ``runtime.prediction`` says.
     """
 
@@ -69,6 +72,8 @@ class ModelSpec(_Strict):
     integer_timestep: bool = True
     sigma_data: Positive
     noise_correlation_input: bool
+    detail_input: bool = False
+    degradation_sigma: NonNegative = 0.0
     input_names: Annotated[tuple[TensorName, ...], Field(min_length=1, max_length=4)]
     output_name: TensorName
     channels: Literal[1]
@@ -114,9 +119,20 @@ class Normalisation(_Strict):
 
 
 class NetworkRecord(_Strict):
-    """An ONNX network of one precision. Its graph has the inputs and the output that ``ModelSpec`` names."""
+    """An ONNX network of one precision. Its graph has the inputs and the output that ``ModelSpec`` names.
+
+    ``int8`` is quantised for CPUs (unsigned activations), ``int8_symmetric`` for TensorRT; ``fp16`` is strongly typed.
+    """
 
     precision: Precision
+    member: MemberName
+    opset: Annotated[int, Field(ge=1)]
+
+
+class FrameGraph(_Strict):
+    """A whole restoration of ``steps`` evaluations as one ONNX graph: uint16 frame and camera numbers in, uint16 out."""
+
+    steps: Annotated[int, Field(ge=1, le=64)]
     member: MemberName
     opset: Annotated[int, Field(ge=1)]
 
@@ -190,9 +206,10 @@ class TestFrame(_Strict):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.input.shape != self.expected.shape:
+        ratios = {e / i for i, e in zip(self.input.shape, self.expected.shape, strict=True)}
+        if len(ratios) != 1 or not min(ratios).is_integer():
             raise ValueError(
-                f"input is {self.input.shape}, expected is {self.expected.shape}; they must have one shape"
+                f"input is {self.input.shape}, expected is {self.expected.shape}; expected one shape, or twice the side"
             )
         return self
 
@@ -221,20 +238,22 @@ class Manifest(_Strict):
     model: ModelSpec
     normalisation: Normalisation
     networks: Annotated[tuple[NetworkRecord, ...], Field(min_length=1, max_length=8)]
+    frame_graphs: Annotated[tuple[FrameGraph, ...], Field(max_length=8)] = ()
     defaults: Defaults
     operating_range: OperatingRange
     test_frame: TestFrame | None = None
     report: Report | None = None
+    model_card: MemberName | None = None
     members: Annotated[tuple[MemberRecord, ...], Field(min_length=1, max_length=63)]
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.task != "denoise":
-            raise ValueError(
-                f"task is {self.task!r}, reserved for later; this photonstep runs 'denoise': upgrade photonstep"
-            )
-        if self.scale != 1:
-            raise ValueError(f"scale is {self.scale}; task 'denoise' has scale 1")
+        wanted = {"denoise": 1, "super_resolution": 2}[self.task]
+        if self.scale != wanted:
+            raise ValueError(f"scale is {self.scale}; task {self.task!r} has scale {wanted}")
+        counts = [graph.steps for graph in self.frame_graphs]
+        if len(set(counts)) != len(counts):
+            raise ValueError(f"frame_graphs have the steps {counts}; expected every number of steps once")
         precisions = [network.precision for network in self.networks]
         if len(set(precisions)) != len(precisions) or "fp32" not in precisions:
             raise ValueError(f"networks have the precisions {precisions}; expected fp32, and every precision once")
@@ -251,6 +270,9 @@ class Manifest(_Strict):
     def _references(self) -> list[tuple[str, str, str]]:
         """Every member that a field names, as (member, suffix, field)."""
         found = [(network.member, ".onnx", f"network {network.precision}") for network in self.networks]
+        found += [(graph.member, ".onnx", f"frame graph of {graph.steps} steps") for graph in self.frame_graphs]
+        if self.model_card is not None:
+            found.append((self.model_card, ".md", "model_card"))
         if self.test_frame is not None:
             found.append((self.test_frame.input.member, ".raw", "test_frame.input"))
             found.append((self.test_frame.expected.member, ".raw", "test_frame.expected"))

@@ -24,9 +24,9 @@ from photonstep.models.network import (
 from photonstep.runtime.onnx_scan import scan_onnx
 
 CONFIGS = {
-    "small": NetworkConfig(width=16, mults=(1, 2)),
-    "deep": NetworkConfig(width=16, mults=(1, 1, 2, 2), blocks=1),
-    "coarse": NetworkConfig(width=16, mults=(1, 1), unshuffle=4),
+    "small": NetworkConfig(widths=(16, 32)),
+    "deep": NetworkConfig(widths=(16, 16, 32, 32), blocks=1),
+    "coarse": NetworkConfig(widths=(16, 16), unshuffle=4),
 }
 
 

@@ -22,7 +22,7 @@ from photonstep.models.simulate import simulate_field
 from photonstep.models.train import TrainConfig, edm_residual, make_batch, network_planes, train, validate
 from photonstep.runtime.prediction import Parameterisation
 
-TINY = NetworkConfig(width=16, mults=(1, 1))
+TINY = NetworkConfig(widths=(16, 16))
 SETTINGS = {"tier": "tiny", "batch": 4, "patch_px": 32, "warmup_steps": 5, "ema_decay": 0.8, "simulated_fields": 1}
 
 
@@ -42,9 +42,7 @@ def tiny(monkeypatch, pool, single_threaded_torch):
 # --- the network ---
 
 
-@pytest.mark.parametrize(
-    "config", [*TIERS.values(), TINY, NetworkConfig(width=32, mults=(1, 2), blocks=2, unshuffle=4)]
-)
+@pytest.mark.parametrize("config", [*TIERS.values(), TINY, NetworkConfig(widths=(32, 64), blocks=2, unshuffle=4)])
 def test_cost_and_size_are_what_a_count_finds(config):
     network, side = Denoiser(config), 2 * config.multiple
     macs = []
@@ -74,10 +72,11 @@ def test_an_untrained_network_says_nothing():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"width": 20}, "20"),
-        ({"width": 0}, "0"),
-        ({"width": 16, "mults": ()}, "mults"),
-        ({"width": 16, "blocks": 0}, "blocks 0"),
+        ({"widths": (20,)}, "20"),
+        ({"widths": (0,)}, "0"),
+        ({"widths": ()}, "widths"),
+        ({"widths": (16,), "blocks": 0}, "blocks 0"),
+        ({"widths": (16,), "hidden": (8,)}, "one a block"),
     ],
 )
 def test_impossible_networks_are_refused(settings, says):
@@ -182,7 +181,7 @@ def test_a_short_training_lowers_the_loss(tiny, pool, tmp_path):
     before = validate(Denoiser(TINY), pool, config)
     weights = train(config, None, tmp_path / "run")
     saved = torch.load(weights, weights_only=True)
-    network = Denoiser(NetworkConfig(**saved["network"]))
+    network = Denoiser(NetworkConfig.from_dict(saved["network"]))
     network.load_state_dict(saved["state"])
     after = validate(network, pool, config)
     assert after < 0.9 * before

@@ -12,11 +12,13 @@ from photonstep.models.network import TIERS, NetworkConfig, receptive_radius_px
 from photonstep.runtime.denoiser import NetworkInputs
 
 CONFIGS = {
-    **{name: replace(config, width=16) for name, config in TIERS.items()},  # how wide it is does not matter here
-    "one level": NetworkConfig(width=16, mults=(1,)),
-    "no unshuffle": NetworkConfig(width=16, mults=(1, 1), unshuffle=1),
-    "deep": NetworkConfig(width=16, mults=(1, 1, 1, 1), unshuffle=1),
-    "many blocks": NetworkConfig(width=16, mults=(1, 2), blocks=2),
+    **{
+        name: replace(config, widths=(16,) * len(config.widths)) for name, config in TIERS.items()
+    },  # how wide it is does not matter here
+    "one level": NetworkConfig(widths=(16,)),
+    "no unshuffle": NetworkConfig(widths=(16, 16), unshuffle=1),
+    "deep": NetworkConfig(widths=(16, 16, 16, 16), unshuffle=1),
+    "many blocks": NetworkConfig(widths=(16, 32), blocks=2),
 }
 
 

@@ -38,7 +38,9 @@ CASES: list[tuple[str, str, str, Callable[[], bytes]]] = []
 
 def small_fields() -> dict:
     fields = golden_fields()
-    del fields["test_frame"], fields["report"], fields["model"]["alphas_cumprod"]
+    for name in ("test_frame", "report", "frame_graphs", "model_card"):
+        del fields[name]
+    del fields["model"]["alphas_cumprod"]
     return fields
 
 
@@ -274,7 +276,7 @@ MANIFEST_EDITS: dict[str, tuple[str, Callable[[dict], object]]] = {
     "bool_as_number": ("'defaults.steps' is True", lambda m: m["defaults"].update(steps=True)),
     "out_of_range": ("'model.multiple' is 0", lambda m: m["model"].update(multiple=0)),
     "empty_range": ("sigma_min must be the smaller", lambda m: m["operating_range"].update(sigma_min=3.0)),
-    "reserved_task": ("upgrade photonstep", lambda m: m.update(task="super_resolution", scale=2)),
+    "wrong_scale": ("task 'super_resolution' has scale 2", lambda m: m.update(task="super_resolution", scale=1)),
     "no_timesteps": ("alphas_cumprod is missing", lambda m: m["model"].update(conditioning="timestep")),
     "no_fp32": ("expected fp32", lambda m: m["networks"][0].update(precision="int8")),
     "absent_reference": ("which members does not list", lambda m: m["networks"][0].update(member="other.onnx")),

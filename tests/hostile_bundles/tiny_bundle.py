@@ -43,6 +43,8 @@ def golden_fields() -> dict:
             "integer_timestep": True,
             "sigma_data": 0.25,
             "noise_correlation_input": True,
+            "detail_input": False,
+            "degradation_sigma": 0.0,
             "input_names": ["planes"],
             "output_name": "residual",
             "channels": 1,
@@ -62,6 +64,7 @@ def golden_fields() -> dict:
             "high_u": 1.0,
         },
         "networks": [{"precision": "fp32", "member": NETWORK, "opset": OPSET}],
+        "frame_graphs": [{"steps": 1, "member": "frame_1.onnx", "opset": OPSET}],
         "defaults": {"steps": 1, "sampler": "ddim", "max_steps": 4},
         "operating_range": {
             "sigma_min": 0.002,
@@ -83,6 +86,7 @@ def golden_fields() -> dict:
             "tolerance_counts": 1.0,
         },
         "report": {"member": "report.json", "pictures": ["report.png"]},
+        "model_card": "model_card.md",
     }
 
 
@@ -90,6 +94,8 @@ def golden_members() -> dict[str, bytes]:
     frame = (100 + np.arange(48)).astype("<u2").tobytes()
     return {
         NETWORK: network(),
+        "frame_1.onnx": network(),
+        "model_card.md": b"# tiny\n",
         "report.json": b'{"psnr_db": null}\n',
         "report.png": png(),
         "test_expected.raw": frame,
