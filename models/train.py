@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .data import FieldPool, load_pool
 from .checkpoint import load_network
+from .data import FieldPool, load_pool
 from .network import TIERS, Denoiser, NetworkConfig, grow_into, kmac_per_px, parameter_count
 from .noise import Batch, CameraRanges, observe
 

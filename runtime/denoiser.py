@@ -69,8 +69,8 @@ class NetworkInputs:
     ) -> dict[str, Array]:
         """The inputs by name for a state ``x``, (H, W) float32; valid until the next call.
 
-        One input name means one tensor of planes (image, noise level, correlation along y and x, detail); two mean image and
-        noise level apart, as networks made elsewhere want it.
+        One input name means one tensor of planes (image, noise level, correlation along y and x, detail); two mean
+        image and noise level apart, as networks made elsewhere want it.
         """
         speaks, names = self._parameterisation, self._model.input_names
         if len(names) > 1:

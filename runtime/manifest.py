@@ -130,7 +130,7 @@ class NetworkRecord(_Strict):
 
 
 class FrameGraph(_Strict):
-    """A whole restoration of ``steps`` evaluations as one ONNX graph: uint16 frame and camera numbers in, uint16 out."""
+    """A whole restoration of ``steps`` evaluations as one ONNX graph: uint16 frame, camera numbers in; uint16 out."""
 
     steps: Annotated[int, Field(ge=1, le=64)]
     member: MemberName

@@ -23,7 +23,7 @@ from photonstep.runtime.onnx_scan import scan_onnx
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden_bundle" / "tiny.photonstep"
-GOLDEN_SHA256 = "aeee5f53aa3e6f035497b3c8646c034a1d6c4e166919d5076f18c77bb4337393"
+GOLDEN_SHA256 = "773c9a37b7c8731edb9468e7f52ca3c996d335a6c34f96f2505c0720f8f47db2"
 GOLDEN_BYTES = GOLDEN.read_bytes()
 HOSTILE = TESTS / "hostile_bundles"
 CASES = json.loads((HOSTILE / "cases.json").read_text())
@@ -85,7 +85,7 @@ def test_order_of_fields_and_members_does_not_matter(tmp_path, fields, members):
 
 
 def test_optional_fields_may_be_left_out(tmp_path, fields, members):
-    for name in ("test_frame", "report"):
+    for name in ("test_frame", "report", "frame_graphs", "model_card"):
         del fields[name]
     del fields["model"]["alphas_cumprod"], fields["normalisation"]["low_u"]
     bundle = write_bundle(tmp_path / "a.photonstep", fields, {NETWORK: members[NETWORK], "notes.txt": b"hi\n"})
