@@ -78,7 +78,7 @@ def _manifest(
     network: Denoiser, name: str, version: str, run: Path, frame: NDArray[np.uint16], camera: Camera
 ) -> dict[str, Any]:
     config, ranges = network.config, CameraRanges()
-    stages = [stage["configuration"]["train"] for stage in _stages(run)]
+    stages = [stage["configuration"].get("settings") or stage["configuration"]["train"] for stage in _stages(run)]
     shape = list(frame.shape)
     sets = [(n, lic, SOURCES[n]) for n, lic in training_data.PERMISSIVE_SETS.items()]
     sets += [

@@ -48,7 +48,8 @@ def read_run(run: Path) -> Stage:
         got = ", ".join(rows[0]) if rows else "no rows"
         raise ValueError(f"{path}: holds {got}; expected rows of {', '.join(COLUMNS)}: let the training go on")
     curve = {name: [float(row[name]) for row in rows] for name in COLUMNS}
-    return Stage(json.loads((run / "config.json").read_text())["train"], curve)
+    record = json.loads((run / "config.json").read_text())
+    return Stage(record.get("settings") or record["train"], curve)
 
 
 def draw(stages: list[Stage]) -> Figure:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from photonstep.models import data, noise_regression
+from photonstep.models import data, loop, noise_regression
 from photonstep.models import train as training
 from photonstep.models.data import Field, FieldPool, load_pool
 from photonstep.models.network import (
@@ -195,15 +195,15 @@ def test_an_interrupted_training_resumes_to_the_same_weights(tiny, tmp_path, mon
     config = TrainConfig(**SETTINGS, steps=12, validate_every=6, checkpoint_seconds=0.0)
     uninterrupted = torch.load(train(config, None, tmp_path / "whole"), weights_only=True)
 
-    step = training._step
+    step = loop._step
 
-    def interrupted(state, batch, settings):
+    def interrupted(state, *arguments):
         if state.step == 7:
             raise KeyboardInterrupt
-        return step(state, batch, settings)
+        return step(state, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_step", interrupted)
+        patch.setattr(loop, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(config, None, tmp_path / "broken")
     assert not (tmp_path / "broken" / "weights.pt").exists()
