@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 
 from .archive import MANIFEST_MEMBER, MAX_FILE_BYTES, pack, unpack
 from .errors import BundleError
-from .manifest import FORMAT, FORMAT_VERSION, Manifest, NetworkRecord, Precision, RawArray, parse_manifest
+from .manifest import FORMAT, FORMAT_VERSION, FrameGraph, Manifest, NetworkRecord, Precision, RawArray, parse_manifest
 from .onnx_scan import OnnxSummary, scan_onnx
 from .strict_json import parse_json
 
 SUFFIX = ".photonstep"
 MAX_TEXT_BYTES = 2**20
+FRAME_INPUTS = ("frame", "offset_adu", "gain_e_per_adu", "readout_noise_e", "noise_correlation")
+FRAME_OUTPUT = "restored"
 _COMPUTED = ("format", "format_version", "members")
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
@@ -117,6 +119,25 @@ class Bundle:
         raise BundleError(
             f"{self.path.name}: no network of precision {precision!r}; it has {', '.join(self.networks)}; "
             "choose one of them"
+        )
+
+    def frame_graph(self, steps: int) -> bytes:
+        """Return the ONNX graph of a whole restoration of ``steps`` evaluations, for any ONNX runtime.
+
+        Its inputs are ``FRAME_INPUTS`` (uint16 (H, W); three float32 scalars; float32 (2,) along y, x), its output
+        ``FRAME_OUTPUT`` (uint16 (H, W)).
+
+        Raises
+        ------
+        BundleError : the bundle has no frame graph of so many steps
+        """
+        for graph in self.manifest.frame_graphs:
+            if graph.steps == steps:
+                return self.read(graph.member)
+        found = ", ".join(str(graph.steps) for graph in self.manifest.frame_graphs) or "none"
+        raise BundleError(
+            f"{self.path.name}: no frame graph of {steps} steps; it has {found}; choose one of them, or make one with "
+            "photonstep.export.frame_graph"
         )
 
     def read_array(self, array: RawArray) -> NDArray[np.uint16]:
@@ -220,8 +241,11 @@ def _verify_contents(manifest: Manifest, members: Mapping[str, memoryview], wher
             _verify_png(content, place)
         elif name.endswith((".json", ".md", ".txt")) and name != MANIFEST_MEMBER:
             _verify_text(content, place, is_json=name.endswith(".json"))
-    for network in manifest.networks:
-        _verify_network(manifest, network, graphs[network.member], f"{where}: member {network.member!r}")
+    model = manifest.model
+    for record in manifest.networks:
+        _verify_graph(record, graphs, model.input_names, model.output_name, where)
+    for record in manifest.frame_graphs:
+        _verify_graph(record, graphs, FRAME_INPUTS, FRAME_OUTPUT, where)
     if manifest.test_frame is not None:
         for array in (manifest.test_frame.input, manifest.test_frame.expected):
             if len(members[array.member]) != array.size_bytes:
@@ -231,13 +255,20 @@ def _verify_contents(manifest: Manifest, members: Mapping[str, memoryview], wher
                 )
 
 
-def _verify_network(manifest: Manifest, network: NetworkRecord, graph: OnnxSummary, place: str) -> None:
-    expected = (network.opset, manifest.model.input_names, (manifest.model.output_name,))
-    found = (graph.opset, graph.inputs, graph.outputs)
+def _verify_graph(
+    record: NetworkRecord | FrameGraph,
+    graphs: Mapping[str, OnnxSummary],
+    inputs: tuple[str, ...],
+    output: str,
+    where: str,
+) -> None:
+    graph = graphs[record.member]
+    found, expected = (graph.opset, graph.inputs, graph.outputs), (record.opset, inputs, (output,))
     for what, got, wanted in zip(("opset", "inputs", "outputs"), found, expected, strict=True):
         if got != wanted:
             raise BundleError(
-                f"{place}: its graph has {what} {got!s:.200}; the manifest says {wanted}; export the bundle again"
+                f"{where}: member {record.member!r}: its graph has {what} {got!s:.200}; expected {wanted}; export the "
+                "bundle again"
             )
 
 

@@ -23,7 +23,7 @@ from photonstep.runtime.onnx_scan import scan_onnx
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden_bundle" / "tiny.photonstep"
-GOLDEN_SHA256 = "773c9a37b7c8731edb9468e7f52ca3c996d335a6c34f96f2505c0720f8f47db2"
+GOLDEN_SHA256 = "42f416cc277968ccd91d510178fd7eb71258d0218417f03c64c00942fb505550"
 GOLDEN_BYTES = GOLDEN.read_bytes()
 HOSTILE = TESTS / "hostile_bundles"
 CASES = json.loads((HOSTILE / "cases.json").read_text())

@@ -19,10 +19,13 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 from tiny_bundle import (
+    FRAME_GRAPH,
+    FRAME_INPUTS,
     MANIFEST,
     NETWORK,
     Member,
     archive,
+    frame_graph,
     golden,
     golden_fields,
     golden_members,
@@ -384,6 +387,25 @@ case("onnx_training", NETWORK, "training information")(
 case("onnx_function", NETWORK, "functions of its own")(
     lambda: with_network(lambda made: made.functions.append(onnx.FunctionProto(name="f", domain="evil.ops")))
 )
+
+
+def with_frame_graph(content: bytes) -> bytes:
+    contents = golden_members() | {FRAME_GRAPH: content}
+    return archive(to_members({MANIFEST: manifest_bytes(golden_fields(), contents)} | contents))
+
+
+case("frame_graph_is_a_network", FRAME_GRAPH, "inputs ('planes',)")(lambda: with_frame_graph(network()))
+case("frame_graph_other_input", FRAME_GRAPH, "inputs ('frame', 'offset_adu'")(
+    lambda: with_frame_graph(frame_graph((*FRAME_INPUTS, "path")))
+)
+case("frame_graph_inputs_swapped", FRAME_GRAPH, "expected ('frame', 'offset_adu'")(
+    lambda: with_frame_graph(frame_graph((FRAME_INPUTS[0], *FRAME_INPUTS[:0:-1])))
+)
+case("frame_graph_other_output", FRAME_GRAPH, "outputs ('frame_out',)")(
+    lambda: with_frame_graph(frame_graph(output="frame_out"))
+)
+case("frame_graph_opset", FRAME_GRAPH, "opset 18")(lambda: with_frame_graph(frame_graph(opset=18)))
+case("frame_graph_truncated", FRAME_GRAPH, "truncated")(lambda: with_frame_graph(frame_graph()[:-20]))
 
 
 @case("onnx_deep_subgraphs", NETWORK, "subgraphs too deep")

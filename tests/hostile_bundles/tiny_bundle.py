@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-NETWORK, MANIFEST = "step_fp32.onnx", "manifest.json"
+NETWORK, FRAME_GRAPH, MANIFEST = "step_fp32.onnx", "frame_1.onnx", "manifest.json"
+FRAME_INPUTS = ("frame", "offset_adu", "gain_e_per_adu", "readout_noise_e", "noise_correlation")
 OPSET = 17
 
 
@@ -64,7 +65,7 @@ def golden_fields() -> dict:
             "high_u": 1.0,
         },
         "networks": [{"precision": "fp32", "member": NETWORK, "opset": OPSET}],
-        "frame_graphs": [{"steps": 1, "member": "frame_1.onnx", "opset": OPSET}],
+        "frame_graphs": [{"steps": 1, "member": FRAME_GRAPH, "opset": OPSET}],
         "defaults": {"steps": 1, "sampler": "ddim", "max_steps": 4},
         "operating_range": {
             "sigma_min": 0.002,
@@ -94,7 +95,7 @@ def golden_members() -> dict[str, bytes]:
     frame = (100 + np.arange(48)).astype("<u2").tobytes()
     return {
         NETWORK: network(),
-        "frame_1.onnx": network(),
+        FRAME_GRAPH: frame_graph(),
         "model_card.md": b"# tiny\n",
         "report.json": b'{"psnr_db": null}\n',
         "report.png": png(),
@@ -137,6 +138,18 @@ def model(edit: Callable[[onnx.ModelProto], None] = lambda model: None) -> onnx.
 
 def network(edit: Callable[[onnx.ModelProto], None] = lambda model: None) -> bytes:
     return model(edit).SerializeToString()
+
+
+def frame_graph(inputs: tuple[str, ...] = FRAME_INPUTS, output: str = "restored", opset: int = OPSET) -> bytes:
+    """A graph with the inputs and the output of a whole restoration that returns the frame as it came."""
+    shapes = {"frame": (TensorProto.UINT16, ["h", "w"]), "noise_correlation": (TensorProto.FLOAT, [2])}
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [inputs[0]], [output])],
+        "tiny_frame",
+        [helper.make_tensor_value_info(name, *shapes.get(name, (TensorProto.FLOAT, []))) for name in inputs],
+        [helper.make_tensor_value_info(output, TensorProto.UINT16, ["h", "w"])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8).SerializeToString()
 
 
 # --- archives with every header field free ---
