@@ -22,6 +22,8 @@ FORMAT = "photonstep-bundle"
 FORMAT_VERSION = 1
 MAX_SIDE_PX = 8192
 
+Start = Literal["measured", "noise", "degraded", "noisy_degraded"]
+End = Literal["zero", "first_level"]
 Precision = Literal["fp32", "bf16", "fp16", "int8", "int8_symmetric"]
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]+$")]
 Text = Annotated[str, Field(min_length=1, max_length=20_000)]
@@ -63,6 +65,9 @@ class ModelSpec(_Strict):
     ``detail_input`` says that one more constant plane follows: the detail knob, 0 (mean) to 1. ``degradation_sigma`` is
     how far, in model units, an upsampled frame lies from the truth beside its noise (super-resolution); it is added in
     quadrature to the measured noise level.
+    ``measurement_input`` says that the frame itself, in model units, follows them: what a conditional model looks at.
+    ``start`` is the state that sampling begins with and ``end`` where it stops (`runtime.start`). ``sigmas`` is the
+    noise level per timestep of a bridge, which has no alphas_cumprod. x0_hat is clipped to ``clip_x0``.
     ``prediction``, ``conditioning``, ``input_scaling`` and ``integer_timestep`` mean what ``runtime.prediction`` says.
     """
 
@@ -74,12 +79,17 @@ class ModelSpec(_Strict):
     noise_correlation_input: bool
     detail_input: bool = False
     degradation_sigma: NonNegative = 0.0
+    measurement_input: bool = False
+    start: Start = "measured"
+    end: End = "zero"
     input_names: Annotated[tuple[TensorName, ...], Field(min_length=1, max_length=4)]
     output_name: TensorName
     channels: Literal[1]
     multiple: Annotated[int, Field(ge=1, le=256)]
     receptive_radius_px: Annotated[int, Field(ge=0, le=MAX_SIDE_PX)]
     alphas_cumprod: Annotated[tuple[float, ...], Field(min_length=2, max_length=10_000)] | None = None
+    sigmas: Annotated[tuple[Positive, ...], Field(min_length=2, max_length=10_000)] | None = None
+    clip_x0: tuple[float, float] | None = None
     parameters: Annotated[int, Field(ge=1)]
     kmac_per_px: Positive
 
@@ -87,12 +97,28 @@ class ModelSpec(_Strict):
     def _check(self) -> Self:
         if len(set(self.input_names)) != len(self.input_names):
             raise ValueError(f"input_names {list(self.input_names)} repeat a name; name every input once")
-        if self.conditioning == "timestep" and self.alphas_cumprod is None:
+        if self.conditioning == "timestep" and self.alphas_cumprod is None and self.sigmas is None:
             raise ValueError("conditioning is 'timestep' but alphas_cumprod is missing; give one value per timestep")
         alphas = self.alphas_cumprod or ()
         if any(not 0 < a < 1 for a in alphas) or any(a <= b for a, b in pairwise(alphas)):
             raise ValueError("alphas_cumprod must fall strictly, between 1 and 0, both excluded")
+        if any(a >= b for a, b in pairwise(self.sigmas or ())):
+            raise ValueError("sigmas must rise strictly")
+        if self.clip_x0 is not None:
+            _check_range("clip_x0 low", self.clip_x0[0], "clip_x0 high", self.clip_x0[1])
+        self._check_start()
         return self
+
+    def _check_start(self) -> None:
+        bridge = self.start in ("degraded", "noisy_degraded")
+        if bridge != (self.sigmas is not None):
+            raise ValueError(f"start is {self.start!r} {'without' if bridge else 'with'} sigmas; a bridge has both")
+        if bridge and (self.conditioning != "timestep" or self.alphas_cumprod is not None):
+            raise ValueError("sigmas go with conditioning 'timestep' and without alphas_cumprod")
+        if self.end == "first_level" and not bridge:
+            raise ValueError(f"end is 'first_level' with start {self.start!r}; only a bridge may end there")
+        if self.start == "noise" and self.conditioning == "gamma" and self.alphas_cumprod is None:
+            raise ValueError("start is 'noise' but alphas_cumprod is missing; give one value per timestep")
 
 
 class Normalisation(_Strict):

@@ -142,11 +142,13 @@ class Parameterisation:
     conditioning : how it learns the noise level. ``sigma_map``: a plane like the image that holds ``log(sigma) / 4``
         with EDM scaling, sigma otherwise. ``timestep``: an index into ``alphas_cumprod``. ``gamma``: alpha_bar
     input_scaling : what the image is multiplied by. ``edm``: c_in; ``vp``: sqrt(alpha_bar); ``none``: 1. Left out, it
-        follows: edm_f -> edm; v, timestep and gamma -> vp; otherwise none. See `scaling`
+        follows: edm_f -> edm; sigmas -> none; v, timestep and gamma -> vp; otherwise none. See `scaling`
     sigma_data : standard deviation of clean data in model units; edm only
     sigma_min : lowest level that the network was trained on, model units; ``log(sigma)`` goes no lower
     alphas_cumprod : alpha_bar per timestep, descending, each in (0, 1); timestep conditioning only
+    sigmas : instead, the noise level per timestep, rising: the grid of a bridge, which has no alpha_bar
     integer_timestep : round to the nearest timestep (lookup tables); False interpolates in log(sigma)
+    clip_x0 : x0_hat is clipped to this (low, high); None leaves it alone
 
     Raises
     ------
@@ -159,7 +161,9 @@ class Parameterisation:
     sigma_data: float | None = None
     sigma_min: float = 0.002
     alphas_cumprod: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
     integer_timestep: bool = True
+    clip_x0: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_choice("prediction", self.prediction, PREDICTIONS)
@@ -174,8 +178,16 @@ class Parameterisation:
             values = tuple(float(value) for value in self.alphas_cumprod)
             _check_alphas_cumprod(values)
             object.__setattr__(self, "alphas_cumprod", values)  # a tuple: frozen and hashable like the rest
-        elif self.conditioning == "timestep":
-            raise PlanError("timestep conditioning needs alphas_cumprod, to know which timestep a noise level is")
+        if self.sigmas is not None:
+            levels = tuple(float(value) for value in self.sigmas)
+            _check_sigmas(levels, self)
+            object.__setattr__(self, "sigmas", levels)
+        elif self.alphas_cumprod is None and self.conditioning == "timestep":
+            raise PlanError(
+                "timestep conditioning needs alphas_cumprod or sigmas, to know which timestep a noise level is"
+            )
+        if self.clip_x0 is not None and not -np.inf < self.clip_x0[0] < self.clip_x0[1] < np.inf:
+            raise PlanError(f"clip_x0 is {self.clip_x0}; expected (low, high), finite, low below high")
 
     @property
     def scaling(self) -> InputScaling:
@@ -184,6 +196,8 @@ class Parameterisation:
             return self.input_scaling
         if self.prediction == "edm_f":
             return "edm"
+        if self.sigmas is not None:
+            return "none"
         return "vp" if self.prediction == "v" or self.conditioning != "sigma_map" else "none"
 
     def network_input(self, x: FloatArray, sigma: float | FloatArray) -> tuple[FloatArray, NDArray[Any]]:
@@ -216,7 +230,8 @@ class Parameterisation:
 
     def x0(self, output: FloatArray, x: FloatArray, sigma: float | FloatArray) -> FloatArray:
         """x0_hat from the network's output at the state ``x`` (unscaled); see `to_x0`."""
-        return to_x0(self.prediction, output, x, sigma, sigma_data=self.sigma_data)
+        x0 = to_x0(self.prediction, output, x, sigma, sigma_data=self.sigma_data)
+        return x0 if self.clip_x0 is None else np.clip(x0, *self.clip_x0)
 
     def timestep(self, sigma: float) -> float:
         """The (fractional) timestep whose noise level is sigma, linear in log(sigma); sigma below the first is 0.
@@ -236,6 +251,8 @@ class Parameterisation:
 
     @cached_property
     def _log_sigmas(self) -> NDArray[np.float64]:
+        if self.sigmas is not None:
+            return np.log(np.asarray(self.sigmas, dtype=np.float64))
         if self.alphas_cumprod is None:
             raise PlanError("this parameterisation has no alphas_cumprod, so a noise level has no timestep")
         alpha_bar: NDArray[np.float64] = np.asarray(self.alphas_cumprod, dtype=np.float64)
@@ -293,3 +310,14 @@ def _check_alphas_cumprod(values: tuple[float, ...]) -> None:
         )
     if any(after >= before for before, after in pairwise(values)):
         raise PlanError("alphas_cumprod does not descend; expected the cleanest timestep first, the noisiest last")
+
+
+def _check_sigmas(values: tuple[float, ...], network: Parameterisation) -> None:
+    if network.alphas_cumprod is not None:
+        raise PlanError("alphas_cumprod and sigmas are both given; expected one grid of levels: leave the other out")
+    if network.conditioning != "timestep":
+        raise PlanError(f"sigmas came with {network.conditioning} conditioning; expected timestep conditioning")
+    if len(values) < 2 or not 0 < min(values) <= max(values) < np.inf:
+        raise PlanError(f"sigmas has {len(values)} values; expected one per timestep, at least 2, finite and above 0")
+    if any(after <= before for before, after in pairwise(values)):
+        raise PlanError("sigmas does not rise; expected the cleanest timestep first, the noisiest last")

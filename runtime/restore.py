@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
-from . import quality_flags, samplers, schedule
+from . import quality_flags, samplers, schedule, start
 from .backends.choose import Choice, Probe, open_session
 from .bundle import Bundle
 from .camera import Camera
 from .denoiser import Denoiser, NetworkInputs, output_weight
 from .errors import BackendError, BundleError, CameraError, PlanError, ShapeError
+from .manifest import MAX_SIDE_PX, ModelSpec
 from .normalise import ModelRange, RangeTracker
 from .photon_balance import photon_balance
 from .tiling import pad_to_multiple, plan_tiles
@@ -225,22 +226,25 @@ class Restorer:
     def _sample(
         self, u: NDArray[np.float32], model_range: ModelRange, camera: Camera, plan: Plan
     ) -> NDArray[np.float32]:
-        """Walk from the measured level to zero, tile by tile; (H, W) model units in and out."""
-        model = self.bundle.manifest.model
+        """Walk from the first state to zero, tile by tile; (H, W) model units in and out."""
+        manifest = self.bundle.manifest
+        model = manifest.model
         padded = pad_to_multiple(u, model.multiple)
-        rows = plan.rows()
-        noise = samplers.seeded_noise(plan.seed, padded.shape) if samplers.is_stochastic(rows) else None
-        tile_px = plan.tile_px or (WHOLE_FRAME_PX if max(padded.shape) <= WHOLE_FRAME_PX else TILE_PX)
+        rows = start.rows(manifest, plan.sampler, plan.steps)
+        noise = samplers.seeded_noise(plan.seed, padded.shape) if start.needs_noise(manifest, rows) else None
+        tile_px = _tile_px(plan, model, max(padded.shape))
         halo_px = model.receptive_radius_px * len(rows)  # every evaluation widens what a pixel has seen
         stitched = np.empty_like(padded)
         for tile in plan_tiles(_two(padded.shape), tile_px=tile_px, halo_px=halo_px, multiple=model.multiple):
+            measured = np.ascontiguousarray(padded[tile.read])
+            drawn = None if noise is None else samplers.cropped_noise(noise, tile.read)
             stitched[tile.keep] = samplers.sample(
-                np.ascontiguousarray(padded[tile.read]),
+                start.first_state(manifest, measured, rows, drawn),
                 rows,
-                self._denoiser.at(camera.noise_correlation),
-                sigma_map=model_range.sigma,
-                noise=None if noise is None else samplers.cropped_noise(noise, tile.read),
-                measurement=None,
+                self._denoiser.at(camera.noise_correlation, measurement=measured),
+                sigma_map=model_range.sigma if start.is_measured(manifest) else 1.0,
+                noise=drawn,
+                measurement=measured,
             )[tile.inner]
         return stitched[: u.shape[0], : u.shape[1]]
 
@@ -310,8 +314,23 @@ def _probe(bundle: Bundle) -> Probe:
     z = camera.stabilise(frame)
     model_range = RangeTracker(manifest.normalisation).update(z)
     u = pad_to_multiple(model_range.to_model(z), manifest.model.multiple)
-    inputs = NetworkInputs(manifest)(u, model_range.sigma, camera.noise_correlation)
-    return Probe(inputs=inputs, error_scale=output_weight(manifest, model_range.sigma))
+    # elsewhere than at the frame's own level, the first one: where the least precision sends a walk astray
+    absolute = None if start.is_measured(manifest) else start.levels(manifest, manifest.defaults.steps)[0]
+    sigma = model_range.sigma if absolute is None else absolute
+    inputs = NetworkInputs(manifest)(u, sigma, camera.noise_correlation, measurement=u)
+    return Probe(inputs=inputs, error_scale=output_weight(manifest, sigma, model_range.sigma))
+
+
+def _tile_px(plan: Plan, model: ModelSpec, side_px: int) -> int:
+    """Side of a tile; a network that sees the whole frame (attention, normalisation over space) runs in one piece."""
+    if model.receptive_radius_px < MAX_SIDE_PX:
+        return plan.tile_px or (WHOLE_FRAME_PX if side_px <= WHOLE_FRAME_PX else TILE_PX)
+    if plan.tile_px is not None and plan.tile_px < side_px:
+        raise PlanError(
+            f"tile_px is {plan.tile_px}, but every pixel of this network sees the whole frame, so that tiles would "
+            "change the result; leave tile_px out, or crop the frame"
+        )
+    return side_px
 
 
 def _check_frames(frames: NDArray[Any]) -> None:

@@ -95,6 +95,16 @@ def ddpm(levels: Iterable[float]) -> Table:
     return tuple(rows)
 
 
+def ot_ode(levels: Iterable[float]) -> Table:
+    """The mean of `ddpm`'s posterior, without its noise: a deterministic walk along a bridge.
+
+    Where the state is a blend of the clean and the degraded image, this follows the straight path between them.
+
+    Source: Liu et al. 2023 (I2SB), arXiv:2302.05872, section 3.3.
+    """
+    return tuple(replace(row, n=0.0) for row in ddpm(levels))
+
+
 def dpm_solver_pp_2m(levels: Iterable[float]) -> Table:
     """DPM-Solver++(2M): second order from the previous x0_hat, one evaluation per step.
 
@@ -173,6 +183,7 @@ def bridge(levels: Iterable[float], *, anchor: float = 0.0) -> Table:
 SAMPLERS: Final[dict[str, Callable[..., Table]]] = {
     "ddim": ddim,
     "ddpm": ddpm,
+    "ot_ode": ot_ode,
     "dpm_solver_pp_2m": dpm_solver_pp_2m,
     "heun": heun,
     "consistency": consistency,

@@ -153,6 +153,24 @@ def from_alphas_cumprod(alphas_cumprod: ArrayLike, timesteps: Iterable[int], *, 
     return tuple(levels)
 
 
+def trailing(steps: int, count: int) -> tuple[int, ...]:
+    """``steps`` descending timesteps of ``count``, from the last one on, evenly spaced: a walk that ends at zero.
+
+    Source: Lin et al. 2024, arXiv:2305.08891, section 3.4; the numbers of diffusers' ``timestep_spacing="trailing"``.
+    """
+    _check_count(steps, count)
+    return tuple(round(count - i * (count / steps)) - 1 for i in range(steps))
+
+
+def first_to_last(steps: int, count: int) -> tuple[int, ...]:
+    """``steps + 1`` descending timesteps of ``count``, the last and the first among them: ending at timestep 0.
+
+    Source: the grid of I2SB, arXiv:2302.05872.
+    """
+    _check_count(steps, count - 1)
+    return tuple(round(i * ((count - 1) / steps)) for i in range(steps, -1, -1))
+
+
 def sigma_from_alpha_bar(alpha_bar: FloatOrArray) -> FloatOrArray:
     """``sqrt((1 - alpha_bar) / alpha_bar)``; float or array, alpha_bar in (0, 1]."""
     if not (np.min(alpha_bar) > 0 and np.max(alpha_bar) <= 1):
@@ -208,6 +226,12 @@ def _with_exact_ends(inner: list[float], sigma_start: float, sigma_min: float, t
 def _check_steps(steps: int) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise PlanError(f"steps is {steps!r}; expected a whole number of 1 or more")
+
+
+def _check_count(steps: int, most: int) -> None:
+    _check_steps(steps)
+    if steps > most:
+        raise PlanError(f"steps is {steps}; this schedule has room for at most {most}")
 
 
 def _check_rho(rho: float) -> None:

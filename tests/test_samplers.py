@@ -14,7 +14,7 @@ from photonstep.runtime.prediction import Parameterisation
 
 RTOL = 1e-10
 LEVELS = (3.0, 1.7, 0.9, 0.4, 0.1, 0.0)
-DETERMINISTIC = ("ddim", "dpm_solver_pp_2m", "heun", "bridge")
+DETERMINISTIC = ("ddim", "ot_ode", "dpm_solver_pp_2m", "heun", "bridge")
 X = np.random.default_rng(1).normal(size=(5, 7)) * 3.0
 NOISE = samplers.seeded_noise(3, X.shape, np.float64)
 
