@@ -334,7 +334,7 @@ def test_seeded_noise_depends_on_seed_and_row_only():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: samplers.table("dimm", LEVELS), "'dimm'; choose one of ddim, ddpm, dpm_solver_pp_2m, heun"),
+        (lambda: samplers.table("dimm", LEVELS), "'dimm'; choose one of ddim, ddpm, ot_ode, dpm_solver_pp_2m, heun"),
         (lambda: samplers.table("ddim", LEVELS, etta=1.0), "etta; it takes eta"),
         (lambda: samplers.table("heun", LEVELS, eta=1.0), "heun got settings eta; it takes none"),
         (lambda: samplers.table("ddim", LEVELS, eta=1.5), "eta is 1.5"),
