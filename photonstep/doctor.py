@@ -16,14 +16,17 @@ import numpy.typing as npt
 import photonstep
 from photonstep.demo import DEMO_FRAME
 from photonstep.latency import Latency, measure_latency
+from photonstep.runtime.backends.choose import budget
 from photonstep.runtime.camera import Camera
 from photonstep.runtime.errors import PhotonstepError
 from photonstep.runtime.images import open_image
 
 # (backend, device, precision) that a machine may have; `auto` chooses among them.
 CANDIDATES = (
+    ("openvino", "cpu", "int8"),
     ("openvino", "cpu", "bf16"),
     ("openvino", "cpu", "fp32"),
+    ("onnxruntime", "cpu", "int8"),
     ("onnxruntime", "cpu", "fp32"),
     ("onnxruntime", "cuda", "fp32"),
 )
@@ -32,20 +35,38 @@ RUN_BUDGET_S, RUNS = 1.0, 20
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One backend, tried: either it ran (``latency``), or ``cause`` says why not."""
+    """One backend, tried: either it ran (``latency``), or ``cause`` says why not.
+
+    ``difference_counts`` is the largest difference from the pixels that the bundle promises, ``error_in_noise`` its rms
+    in units of the frame's noise. The promise is that of the fp32 network: INT8, a network of its own, has
+    ``allowed_in_noise`` instead of ``tolerance_counts``.
+    """
 
     name: str
     latency: Latency | None = None
     difference_counts: float | None = None
     tolerance_counts: float | None = None
+    error_in_noise: float | None = None
+    allowed_in_noise: float | None = None
     cause: str | None = None
 
     @property
     def is_right(self) -> bool:
         """Whether the restored test frame fits; True when there is nothing to compare with."""
+        if self.error_in_noise is not None and self.allowed_in_noise is not None:
+            return self.error_in_noise <= self.allowed_in_noise
         if self.difference_counts is None or self.tolerance_counts is None:
             return True
         return self.difference_counts <= self.tolerance_counts
+
+    @property
+    def comparison(self) -> str | None:
+        """How far from the promised pixels, and how far is allowed; None when there is nothing to compare with."""
+        if self.error_in_noise is not None and self.allowed_in_noise is not None:
+            return f"{self.error_in_noise:.3f} of the noise apart, {self.allowed_in_noise:g} allowed"
+        if self.difference_counts is None or self.tolerance_counts is None:
+            return None
+        return f"at most {self.difference_counts:g} counts apart, {self.tolerance_counts:g} allowed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +135,14 @@ def _try(name: str, bundle: str, **choices: Any) -> tuple[Trial, Any]:
         latency = measure_latency(restorer, frame, camera=result.camera, budget_s=RUN_BUDGET_S, max_runs=RUNS)
     except PhotonstepError as error:
         return Trial(name=name, cause=str(error)), None
-    difference = None
+    compared: dict[str, float | None] = {}
     if expected is not None:
-        difference = float(np.abs(result.image.astype(np.float64) - expected).max())
-    return Trial(name=name, latency=latency, difference_counts=difference, tolerance_counts=tolerance), restorer
+        compared["difference_counts"] = float(np.abs(result.image.astype(np.float64) - expected).max())
+        noise_units = result.camera.stabilise(result.image) - result.camera.stabilise(expected)
+        compared["error_in_noise"] = float(np.sqrt(np.mean(noise_units**2)))
+        quantised = restorer.precision == "int8"
+        compared["allowed_in_noise" if quantised else "tolerance_counts"] = budget("int8") if quantised else tolerance
+    return Trial(name=name, latency=latency, **compared), restorer
 
 
 def _test_frame(bundle: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None, Camera | None, float | None]:

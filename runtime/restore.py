@@ -269,7 +269,8 @@ def load(
     bundle : "base", "live" (shipped), the path of a ``.photonstep`` file, or a loaded `Bundle`
     device : "auto" or "cpu"; "cuda" raises until a backend serves it
     backend : "openvino", "onnxruntime", or None to choose
-    precision : "fp32", "bf16", or "auto": the fastest in a timed run that stays within the parity budget
+    precision : "fp32", "bf16", "int8" (where the bundle holds one), or "auto": the fastest in a timed run that stays
+        within the parity budget
     threads : CPU threads, or None for the library's choice
 
     Raises
@@ -278,8 +279,9 @@ def load(
     BackendError : the device or backend cannot be used; the message names the cause
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(find_bundle(bundle))
+    networks: dict[str, bytes] = {p: opened.network(p) for p in opened.networks}
     choice = open_session(
-        opened.network("fp32"), _probe(opened), device=device, backend=backend, precision=precision, threads=threads
+        networks, _probe(opened), device=device, backend=backend, precision=precision, threads=threads
     )
     return Restorer(opened, choice)
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ARROW = ("photonstep", "integrations", "export", "models", "runtime", "kernels")  # each may import what is to its right
 TRAINING_ONLY = ("torch", "onnx", "onnxscript", "scipy", "skimage", "matplotlib")
 TRAINING_ROOMS = {"models", "export"}
-EXTRAS = {"onnxruntime": {"runtime"}, **dict.fromkeys(TRAINING_ONLY, TRAINING_ROOMS)}
+EXTRAS = {"onnxruntime": {"runtime", "export"}, **dict.fromkeys(TRAINING_ONLY, TRAINING_ROOMS)}
 
 
 def modules(room):

@@ -1,14 +1,18 @@
 """Backends agree with one another and with what every shipped bundle promises; what they cannot do, they say."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 
 import photonstep as ps
-from photonstep import BackendError, Camera
+from photonstep import BackendError, Camera, doctor
+from photonstep.export.activation_ranges import observed_ranges
+from photonstep.export.qdq import with_qdq
 from photonstep.runtime.backends import choose, onnxruntime, openvino
-from photonstep.runtime.backends.choose import BACKENDS, PARITY_BUDGET, PRECISIONS
+from photonstep.runtime.backends.choose import BACKENDS, INT8_BUDGET, PARITY_BUDGET, PRECISIONS
+from photonstep.runtime.bundle import write_bundle
 from photonstep.runtime.denoiser import NetworkInputs, output_weight
 
 SHIPPED = sorted(ps.shipped_bundles())
@@ -29,6 +33,29 @@ def real_inputs(bundle, frame, shape=(96, 128), correlation=(0.1, 0.3)):
 
 def opened(bundle, backend, precision="fp32"):
     return BACKENDS[backend].open(bundle.network("fp32"), device="cpu", precision=precision, threads=1)
+
+
+@pytest.fixture(scope="module")
+def int8_network(bundle, confocal):
+    """The bundle's network with INT8 convolutions, its ranges taken from one real frame."""
+    network = bundle.network("fp32")
+    states = [real_inputs(bundle, confocal.raw)["planes"].copy()]
+    return with_qdq(network, observed_ranges(network, states, "minmax"), "cpu")
+
+
+def with_int8(bundle, int8_network, folder):
+    """The same bundle, holding the INT8 network too."""
+    fields = json.loads(bundle.read("manifest.json"))
+    opset = fields["networks"][0]["opset"]
+    fields["networks"].append({"precision": "int8", "member": "step_int8.onnx", "opset": opset})
+    members = {name: bundle.read(name) for name in bundle.members if name != "manifest.json"}
+    kept = {name: value for name, value in fields.items() if name not in ("format", "format_version", "members")}
+    return write_bundle(folder / "quantised.photonstep", kept, members | {"step_int8.onnx": int8_network})
+
+
+@pytest.fixture(scope="module")
+def int8_bundle(bundle, int8_network, tmp_path_factory):
+    return with_int8(bundle, int8_network, tmp_path_factory.mktemp("bundle"))
 
 
 def skip_unless_offered(backend, precision):
@@ -65,6 +92,49 @@ def test_lower_precision_stays_within_the_parity_budget(bundle, confocal, backen
     assert 0 < error <= PARITY_BUDGET
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_int8_runs_on_every_backend_within_its_budget(bundle, int8_network, confocal, backend):
+    skip_unless_offered(backend, "int8")
+    inputs = real_inputs(bundle, confocal.raw)
+    exact = opened(bundle, backend)
+    low = BACKENDS[backend].open(int8_network, device="cpu", precision="int8", threads=1)
+    error = np.sqrt(np.mean((low.run(inputs) - exact.run(inputs)) ** 2)) * output_weight(bundle.manifest, 0.06)
+    assert low.precision == "int8"
+    assert 1e-4 < error <= INT8_BUDGET / 2  # another network than the float one, and well within
+
+
+@pytest.mark.parametrize("layer", ["down_blocks.0.0.conv2", "up_blocks.0.0.conv1"])
+def test_an_int8_layer_is_the_same_in_openvino_and_onnx_runtime(bundle, confocal, layer):
+    """A layer alone: through many, a difference in rounding grows to that of two independent quantisations."""
+    for backend in BACKENDS:
+        skip_unless_offered(backend, "int8")
+    inputs = real_inputs(bundle, confocal.raw)
+    network = bundle.network("fp32")
+    ranges = observed_ranges(network, [inputs["planes"].copy()], "minmax")
+    quantised = with_qdq(network, ranges, "cpu", in_float=set(ranges) - {layer})
+    exact = opened(bundle, "onnxruntime").run(inputs)
+    one = openvino.OpenVinoSession(quantised, precision="fp32", threads=1).run(inputs)  # INT8 as it is, all else fp32
+    other = BACKENDS["onnxruntime"].open(quantised, device="cpu", precision="int8", threads=1).run(inputs)
+    apart, from_exact = (float(np.sqrt(np.mean((other - a) ** 2))) for a in (one, exact))
+    assert from_exact > 1e-3
+    assert apart < 0.05 * from_exact
+
+
+def test_int8_costs_as_much_in_openvino_as_in_onnx_runtime(bundle, int8_network, confocal):
+    for backend in BACKENDS:
+        skip_unless_offered(backend, "int8")
+    inputs = real_inputs(bundle, confocal.raw)
+    exact = opened(bundle, "onnxruntime").run(inputs)
+    errors = {}
+    for backend in BACKENDS:
+        output = BACKENDS[backend].open(int8_network, device="cpu", precision="int8", threads=1).run(inputs)
+        errors[backend] = float(np.sqrt(np.mean((output - exact) ** 2)))
+    # OpenVINO's layers in float are bfloat16 where the CPU has it
+    bf16 = opened(bundle, "openvino", "bf16").run(inputs) if "bf16" in openvino.precisions("cpu") else exact
+    of_bf16 = float(np.mean((bf16 - exact) ** 2))
+    assert errors["openvino"] < 1.2 * np.sqrt(errors["onnxruntime"] ** 2 + of_bf16)
+
+
 @pytest.mark.parametrize(("backend", "precision"), COMBINATIONS)
 def test_every_bundle_restores_its_test_frame_as_promised(bundle, backend, precision):
     skip_unless_offered(backend, precision)
@@ -98,7 +168,7 @@ def test_auto_takes_the_fastest_within_the_budget_and_says_why(bundle):
     restorer = ps.load(bundle, threads=1)
     choice = restorer.choice
     assert restorer.backend_name == "openvino"  # the core dependency comes first
-    assert [t.precision for t in choice.trials] == list(openvino.precisions("cpu"))
+    assert [t.precision for t in choice.trials] == [p for p in openvino.precisions("cpu") if p != "int8"]
     chosen = next(t for t in choice.trials if t.precision == restorer.precision)
     within = [t for t in choice.trials if t.error_in_noise <= PARITY_BUDGET]
     assert chosen in within
@@ -106,6 +176,47 @@ def test_auto_takes_the_fastest_within_the_budget_and_says_why(bundle):
     for trial in choice.trials:
         assert f"{trial.precision} {trial.best_ms:.1f} ms" in choice.reason
     restorer.close()
+
+
+def test_auto_times_int8_where_the_bundle_has_one(int8_bundle):
+    skip_unless_offered("openvino", "int8")
+    restorer = ps.load(int8_bundle, threads=1)
+    choice = restorer.choice
+    trials = {t.precision: t for t in choice.trials}
+    assert set(trials) == set(openvino.precisions("cpu"))
+    assert PARITY_BUDGET / 1000 < trials["int8"].error_in_noise <= INT8_BUDGET
+    assert trials[restorer.precision].best_ms == min(t.best_ms for t in choice.trials)
+    restorer.close()
+
+
+def test_int8_that_is_computed_wrongly_is_not_chosen(int8_bundle, monkeypatch):
+    skip_unless_offered("openvino", "int8")
+    run = openvino.OpenVinoSession.run
+
+    def saturating(session, inputs):
+        output = run(session, inputs)
+        return np.clip(output, -0.5, 0.5) if session.precision == "int8" else output
+
+    monkeypatch.setattr(openvino.OpenVinoSession, "run", saturating)
+    restorer = ps.load(int8_bundle, threads=1)
+    assert restorer.precision != "int8"
+    assert next(t for t in restorer.choice.trials if t.precision == "int8").error_in_noise > INT8_BUDGET
+    restorer.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_int8_by_name_restores_the_test_frame(int8_bundle, backend):
+    skip_unless_offered(backend, "int8")
+    trial, restorer = doctor._try("int8", int8_bundle, backend=backend, precision="int8", threads=1)
+    assert restorer.precision == "int8"
+    assert trial.is_right, trial.comparison
+    assert "of the noise apart" in trial.comparison
+    restorer.close()
+
+
+def test_int8_is_refused_where_the_bundle_has_none(bundle):
+    with pytest.raises(BackendError, match="holds fp32 and no int8 network"):
+        ps.load(bundle, precision="int8")
 
 
 def test_a_precision_that_is_wrong_is_not_chosen_however_fast(bundle, monkeypatch):

@@ -282,7 +282,7 @@ def test_a_frame_too_small_to_estimate_from_says_what_to_do(restorer):
             "'cuda' cannot be used: openvino: .*CPU only.*onnxruntime: .*CPU only",
         ),
         ("base", {"device": "cuda", "backend": "openvino"}, BackendError, "OpenVINO on the CPU only"),
-        ("base", {"precision": "bf16", "backend": "onnxruntime"}, BackendError, "fp32 networks, not bf16"),
+        ("base", {"precision": "bf16", "backend": "onnxruntime"}, BackendError, "fp32 and int8 networks, not bf16"),
     ],
 )
 def test_bundles_and_devices_that_cannot_be_had_are_errors_that_name_the_cause(bundle, options, error, says):

@@ -17,10 +17,12 @@ from .protocol import Array, Session
 
 BACKENDS: Final[Mapping[str, ModuleType]] = {m.name: m for m in (openvino, onnxruntime)}
 DEVICES: Final = ("auto", "cpu", "cuda")
-PRECISIONS: Final = ("auto", "fp32", "bf16")
-PARITY_BUDGET: Final = (
-    0.05  # rms difference from fp32, in units of the frame's noise: far below what the eye or PSNR sees
-)
+PRECISIONS: Final = ("auto", "fp32", "bf16", "int8")
+# rms difference from fp32, in units of the frame's noise
+PARITY_BUDGET: Final = 0.05  # of arithmetic on the same weights: far below what the eye or PSNR sees
+# INT8 weights were judged by their loss in dB when the bundle was made; this catches a library or processor that
+# computes them wrongly, such as one whose sums saturate
+INT8_BUDGET: Final = 0.25
 TIMED_RUNS: Final = 6
 
 
@@ -51,17 +53,28 @@ class Probe:
     error_scale: float
 
 
+def budget(precision: str) -> float:
+    """How far from fp32 a precision may lie, rms, in units of the frame's noise."""
+    return INT8_BUDGET if precision == "int8" else PARITY_BUDGET
+
+
 def open_session(
-    network: bytes, probe: Probe, *, device: str, backend: str | None, precision: str, threads: int | None
+    networks: Mapping[str, bytes],
+    probe: Probe,
+    *,
+    device: str,
+    backend: str | None,
+    precision: str,
+    threads: int | None,
 ) -> Choice:
     """Open the session that the caller asked for, or the fastest that keeps parity.
 
     Parameters
     ----------
-    network : fp32 ONNX bytes
+    networks : ONNX bytes by precision as in the bundle: "fp32" always, "int8" where the bundle has one
     device : "auto", "cpu" or "cuda"
     backend : a key of `BACKENDS`, or None for any
-    precision : "auto", "fp32" or "bf16"
+    precision : "auto", "fp32", "bf16" (made from the fp32 network) or "int8" (the bundle's own)
     threads : CPU threads, 1 or more; None leaves it to the library
 
     Raises
@@ -86,35 +99,52 @@ def open_session(
     if backend is None:
         usable = usable[:1]  # in the order of BACKENDS; `doctor` times them all
     if precision != "auto":
+        network = _network(networks, precision)
         session = BACKENDS[usable[0]].open(network, device=target, precision=precision, threads=threads)
         return Choice(session=session, trials=(), reason=f"{usable[0]} {precision}: asked for")
-    return _by_trial(network, probe, usable[0], target, threads)
+    return _by_trial(networks, probe, usable[0], target, threads)
 
 
-def _by_trial(network: bytes, probe: Probe, name: str, device: str, threads: int | None) -> Choice:
+def _network(networks: Mapping[str, bytes], precision: str) -> bytes:
+    """The network that arithmetic in ``precision`` runs."""
+    if precision != "int8":
+        return networks["fp32"]
+    if "int8" not in networks:
+        raise BackendError(
+            f"precision is 'int8', but the bundle holds {', '.join(networks)} and no int8 network; choose fp32, bf16 "
+            "or auto, or a bundle that was quantised"
+        )
+    return networks["int8"]
+
+
+def _by_trial(networks: Mapping[str, bytes], probe: Probe, name: str, device: str, threads: int | None) -> Choice:
     module = BACKENDS[name]
     sessions: list[Session] = []
     trials: list[Trial] = []
     exact: NDArray[np.float32] | None = None
     for precision in module.precisions(device):
+        if precision == "int8" and "int8" not in networks:
+            continue
+        network = _network(networks, precision)
         session = module.open(network, device=device, precision=precision, threads=threads)
         output, best_ms = _timed(session, probe.inputs)
         exact = output if exact is None else exact
         error = float(np.sqrt(np.mean((output - exact) ** 2))) * probe.error_scale
         sessions.append(session)
         trials.append(Trial(backend=name, precision=precision, best_ms=best_ms, error_in_noise=error))
-    within = [i for i, t in enumerate(trials) if t.error_in_noise <= PARITY_BUDGET]
+    within = [i for i, t in enumerate(trials) if t.error_in_noise <= budget(t.precision)]
     if not within:
         raise BackendError(f"{name} gave values that are not finite on the bundle's test frame; choose another backend")
     best = min(within, key=lambda i: trials[i].best_ms)
     for index, session in enumerate(sessions):
         if index != best:
             session.close()
+    chosen = trials[best]
     told = ", ".join(f"{t.precision} {t.best_ms:.1f} ms (error {t.error_in_noise:.3f} of the noise)" for t in trials)
     return Choice(
         session=sessions[best],
         trials=tuple(trials),
-        reason=f"{name} {trials[best].precision}: fastest within {PARITY_BUDGET} of the noise; timed: {told}",
+        reason=f"{name} {chosen.precision}: fastest within {budget(chosen.precision)} of the noise; timed: {told}",
     )
 
 

@@ -36,25 +36,27 @@ def unavailable(device: str) -> str | None:
 
 
 def precisions(device: str) -> tuple[Precision, ...]:
-    return () if unavailable(device) else ("fp32",)
+    return () if unavailable(device) else ("fp32", "int8")
 
 
 def open(network: bytes, *, device: str, precision: Precision, threads: int | None) -> OnnxRuntimeSession:  # noqa: A001
     cause = unavailable(device)
     if cause:
         raise BackendError(cause)
-    if precision != "fp32":
-        raise BackendError(f"ONNX Runtime's CPU kernels run fp32 networks, not {precision}; choose precision='fp32'")
-    return OnnxRuntimeSession(network, threads=threads)
+    if precision not in precisions(device):
+        raise BackendError(
+            f"ONNX Runtime's CPU kernels run fp32 and int8 networks, not {precision}; choose one of them"
+        )
+    return OnnxRuntimeSession(network, precision=precision, threads=threads)
 
 
 class OnnxRuntimeSession:
     """One network in an ONNX Runtime session; frame shapes are dynamic."""
 
-    def __init__(self, network: bytes, *, threads: int | None) -> None:
+    def __init__(self, network: bytes, *, precision: Precision, threads: int | None) -> None:
         import onnxruntime as ort
 
-        self.backend, self.device, self.precision = name, "cpu", "fp32"
+        self.backend, self.device, self.precision = name, "cpu", str(precision)
         options = ort.SessionOptions()
         options.log_severity_level = 3
         if threads:

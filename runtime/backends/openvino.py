@@ -1,4 +1,4 @@
-"""OpenVINO: the default on CPUs. It reads the bundle's ONNX as it is; bfloat16 where the CPU has it."""
+"""OpenVINO: the default on CPUs. It reads the bundle's ONNX as it is; bfloat16 and INT8 where the CPU has them."""
 
 from __future__ import annotations
 
@@ -39,8 +39,13 @@ def precisions(device: str) -> tuple[Precision, ...]:
         return ()
     import openvino
 
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("fp32", "bf16") if "BF16" in able else ("fp32",)
+    able = _capabilities(openvino.Core())
+    found: list[Precision] = ["fp32"]
+    if "BF16" in able:
+        found.append("bf16")
+    if "INT8" in able:
+        found.append("int8")
+    return tuple(found)
 
 
 def open(network: bytes, *, device: str, precision: Precision, threads: int | None) -> OpenVinoSession:  # noqa: A001
@@ -50,6 +55,10 @@ def open(network: bytes, *, device: str, precision: Precision, threads: int | No
     if precision not in precisions(device):
         raise BackendError(f"this CPU has no fast {precision} arithmetic; choose precision='fp32' or 'auto'")
     return OpenVinoSession(network, precision=precision, threads=threads)
+
+
+def _capabilities(core: Any) -> list[str]:
+    return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVinoSession:
@@ -62,7 +71,7 @@ class OpenVinoSession:
         self._core = openvino.Core()
         self._settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+            "INFERENCE_PRECISION_HINT": self._float_arithmetic(),
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
         try:
@@ -83,6 +92,11 @@ class OpenVinoSession:
 
     def close(self) -> None:
         self._requests.clear()
+
+    def _float_arithmetic(self) -> str:
+        """Of the layers in float: an INT8 network's first, last and residual stream are as good in bfloat16."""
+        has_bf16 = "BF16" in _capabilities(self._core)
+        return {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16 else "f32"}[self.precision]
 
     def _compile(self, inputs: dict[str, Array], key: tuple[tuple[int, ...], ...]) -> Any:
         try:

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]  # arithmetic; bf16 is made from the fp32 network, int8 has its own
 Array = NDArray[np.generic]
 
 
@@ -54,7 +54,9 @@ class Backend(Protocol):
         ...
 
     def open(self, network: bytes, *, device: str, precision: Precision, threads: int | None) -> Session:
-        """Load an fp32 ONNX network and prepare it for arithmetic in ``precision``.
+        """Load an ONNX network and prepare it for arithmetic in ``precision``.
+
+        ``network`` is the bundle's fp32 network, or for "int8" its quantised one, which runs as it is.
 
         Raises
         ------
