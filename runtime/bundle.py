@@ -242,10 +242,10 @@ def _verify_contents(manifest: Manifest, members: Mapping[str, memoryview], wher
         elif name.endswith((".json", ".md", ".txt")) and name != MANIFEST_MEMBER:
             _verify_text(content, place, is_json=name.endswith(".json"))
     model = manifest.model
-    for record in manifest.networks:
-        _verify_graph(record, graphs, model.input_names, model.output_name, where)
-    for record in manifest.frame_graphs:
-        _verify_graph(record, graphs, FRAME_INPUTS, FRAME_OUTPUT, where)
+    for network in manifest.networks:
+        _verify_graph(network, graphs, model.input_names, model.output_name, where)
+    for whole in manifest.frame_graphs:
+        _verify_graph(whole, graphs, FRAME_INPUTS, FRAME_OUTPUT, where)
     if manifest.test_frame is not None:
         for array in (manifest.test_frame.input, manifest.test_frame.expected):
             if len(members[array.member]) != array.size_bytes:
