@@ -1,5 +1,6 @@
 """Real frames and the default bundle, loaded once; where they come from is in ``tests/data/README.md``."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,24 @@ def restorer():
     opened = ps.load("base", device="cpu", backend="openvino", precision="fp32", threads=1)
     yield opened
     opened.close()
+
+
+@pytest.fixture(scope="session")
+def framed_bundle(tmp_path_factory):
+    """The live bundle with frame graphs of 1 and 2 steps, whether or not it was shipped with any."""
+    from photonstep.export.frame_graph import add_frame_graphs
+    from photonstep.runtime.bundle import Bundle, write_bundle
+    from photonstep.runtime.restore import find_bundle
+
+    shipped = Bundle.load(find_bundle("live"))
+    fields = json.loads(shipped.manifest.to_json())
+    for computed in ("format", "format_version", "members"):
+        del fields[computed]
+    members = {name: shipped.read(name) for name in shipped.members if name != "manifest.json"}
+    for graph in fields.pop("frame_graphs", []):
+        del members[graph["member"]]
+    add_frame_graphs(fields, members, steps=(1, 2))
+    return write_bundle(tmp_path_factory.mktemp("framed") / "framed.photonstep", fields, members)
 
 
 @pytest.fixture

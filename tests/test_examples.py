@@ -20,7 +20,7 @@ from photonstep.runtime import samplers, schedule
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLES = REPOSITORY / "examples"
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/design.md", "docs/training.md", "docs/bundle.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/design.md", "docs/training.md", "docs/bundle.md", "docs/embedding.md")
 SIGNPOST = re.compile(r"`((?:[a-z_]+/)+[a-z_]+\.py):([A-Za-z_.]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -133,6 +133,24 @@ def test_own_sampler_is_of_second_order():
     assert 3.6 < miss(own.dpm_solver_pp_2s, 32) / miss(own.dpm_solver_pp_2s, 64) < 4.4
 
 
+def test_plain_onnxruntime_restores_as_the_runtime_does(tmp_path, framed_bundle, lysosome):
+    tifffile.imwrite(tmp_path / "raw.tif", lysosome)
+    script = (EXAMPLES / "plain_onnxruntime.py").read_text()
+    assert "photonstep" not in {name.split(".")[0] for name in imported(script)}
+    run_python([EXAMPLES / "plain_onnxruntime.py", framed_bundle.path, "raw.tif", "restored.tif"], tmp_path)
+    [numbers] = re.findall(r"^numbers = ({.*})", script, re.MULTILINE)
+    restorer = ps.load(framed_bundle, backend="onnxruntime", precision="fp32", threads=1)
+    wanted = restorer(lysosome, camera=ps.Camera(**ast.literal_eval(numbers)), steps=1)
+    restorer.close()
+    restored = tifffile.imread(tmp_path / "restored.tif")
+    assert restored.dtype == np.uint16
+    assert np.abs(restored.astype(int) - wanted).max() <= 1
+    (tmp_path / "my.photonstep").write_bytes(framed_bundle.path.read_bytes())
+    of_bundle, plain = python_blocks("docs/embedding.md")
+    run_python(["-c", f"{of_bundle}\nassert content\n{plain}\ntifffile.imwrite('documented.tif', restored)"], tmp_path)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "documented.tif"), restored)
+
+
 def test_make_pictures_draws_every_frame(tmp_path):
     run_python([EXAMPLES / "make_pictures.py", "-o", "images"], tmp_path)
     names = {path.stem for path in (tmp_path / "images").glob("*.png")}
@@ -217,6 +235,13 @@ def defined_names(node):
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
     return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def imported(script):
+    """Names that a script imports."""
+    nodes = list(ast.walk(ast.parse(script)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return names | {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
 
 
 def error(image, truth):
