@@ -123,15 +123,15 @@ def given_scenes(frames: Sequence[NDArray[Any]], size_px: int) -> list[NDArray[n
 
     Raises
     ------
-    TrainingError : not 2-D, not finite, constant, or smaller than 32 px
+    TrainingError : not 2-D, not finite, constant, or smaller than 64 px
     """
     return [_scaled(np.asarray(frame), size_px, index) for index, frame in enumerate(frames)]
 
 
 def _scaled(frame: NDArray[Any], size_px: int, index: int) -> NDArray[np.float32]:
-    if frame.ndim != 2 or frame.dtype.kind not in "uif" or min(frame.shape) < 32:
+    if frame.ndim != 2 or frame.dtype.kind not in "uif" or min(frame.shape) < 64:
         raise TrainingError(
-            f"clean frame {index} is {frame.dtype} of shape {frame.shape}; expected (H, W) numbers, 32 px or more"
+            f"clean frame {index} is {frame.dtype} of shape {frame.shape}; expected (H, W) numbers, 64 px or more"
         )
     side = min(*frame.shape, size_px) // 16 * 16
     y, x = ((n - side) // 2 for n in frame.shape)

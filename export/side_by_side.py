@@ -96,31 +96,25 @@ class Bench:
                         restored = [side.electrons(frame, camera) for side in (self.teacher, self.student)]
                         scores[kind].append(np.array([_score(truth, frame, r, peak) for r in restored]))
                         if pictured and noise is NOISES[0] and kind == "known":
-                            self._keep(index, peak, frame, camera, truth, restored, spectrum=peak == middle)
+                            shown = index == 0 and peak in levels[::2]
+                            self._keep(peak, frame, camera, truth, restored, shown=shown, spectrum=peak == middle)
                     self.counter.advance()
                 yield from (_noise_bin(source, noise, peak, kind, s) for kind, s in scores.items() if s)
 
     def blank_bins(self, size_px: int, frames: int) -> Iterator[BlankBin]:
+        """Detections in empty fields, at every light level."""
         for noise in NOISES:
             for photons in BLANK_PHOTONS:
                 counts: dict[CameraKind, list[tuple[int, int]]] = {kind: [] for kind in CAMERAS}
+                empty = np.full((size_px * self.scale,) * 2, photons)
                 for index in range(frames):
-                    empty = np.full((size_px * self.scale,) * 2, photons)
                     frame = self._photograph(empty, noise, (BLANK_SEED + index, round(photons)))
                     for kind, camera in self._cameras(frame, noise, f"blank field, {photons:g} photons"):
-                        found = [
-                            count_detections(side.electrons(frame, camera), photons, noise, self.scale)
-                            for side in (self.teacher, self.student)
-                        ]
-                        counts[kind].append((found[0], found[1]))
+                        teacher, student = (side.electrons(frame, camera) for side in (self.teacher, self.student))
+                        found = (count_detections(r, photons, noise, self.scale) for r in (teacher, student))
+                        counts[kind].append((next(found), next(found)))
                     self.counter.advance()
-                for kind, pairs in counts.items():
-                    if pairs:
-                        teacher, student = (sum(column) for column in zip(*pairs, strict=True))
-                        yield BlankBin(
-                            noise=noise.name, photons=photons, camera=kind, frames=len(pairs), teacher=teacher,
-                            student=student,
-                        )  # fmt: skip
+                yield from (_blank_bin(noise, photons, kind, pairs) for kind, pairs in counts.items() if pairs)
 
     def spectra(self) -> dict[str, NDArray[np.float64]]:
         """Radially averaged power, mean over the simulated scenes at the middle light level."""
@@ -138,17 +132,17 @@ class Bench:
             self.notes.append(f"{where}, {noise.name} noise: no blind camera ({error})")
 
     def _keep(
-        self, index: int, peak: float, frame: NDArray[np.uint16], camera: Camera, truth: Plane,
-        restored: Sequence[Plane], *, spectrum: bool,
+        self, peak: float, frame: NDArray[np.uint16], camera: Camera, truth: Plane, restored: Sequence[Plane],
+        *, shown: bool, spectrum: bool,
     ) -> None:  # fmt: skip
-        """Pictures of the first scene, and the spectra of all scenes at one light level."""
-        if index and not spectrum:
+        """A scene as a picture, as a term of the mean spectra, both or neither."""
+        if not (shown or spectrum):
             return
         pictures = {
             "truth": truth, "noisy": noise_bins.to_electrons(frame), "teacher": restored[0], "student": restored[1],
             "teacher_detail": self.teacher.detail(frame, camera), "student_detail": self.student.detail(frame, camera),
         }  # fmt: skip
-        if not index:
+        if shown:
             self.examples.append(Example(photons=peak, **pictures))
         for name, picture in pictures.items():
             if spectrum and picture.shape == truth.shape:  # the frame of a super-resolution pair has another grid
@@ -187,4 +181,11 @@ def _noise_bin(
     return NoiseBin(
         source=source, noise=noise.name, photons=peak, camera=kind, frames=len(table), teacher=sides[0],
         student=sides[1], psnr_loss_error_db=error,
+    )  # fmt: skip
+
+
+def _blank_bin(noise: Noise, photons: float, kind: CameraKind, pairs: Sequence[tuple[int, int]]) -> BlankBin:
+    return BlankBin(
+        noise=noise.name, photons=photons, camera=kind, frames=len(pairs),
+        teacher=sum(teacher for teacher, _ in pairs), student=sum(student for _, student in pairs),
     )  # fmt: skip

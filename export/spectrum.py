@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-RINGS = 64
+RINGS = 32  # a ring of the smallest frame, 64 px, still has pixels
 
 
 def radial_power(image: NDArray[np.floating], rings: int = RINGS) -> NDArray[np.float64]:

@@ -16,18 +16,7 @@ from ..runtime.errors import TrainingError
 from .gates import BlankBin, NoiseBin
 from .validation import Validation
 
-COLUMNS = (
-    "scenes",
-    "noise",
-    "camera",
-    "photons",
-    "PSNR teacher",
-    "student",
-    "loss dB",
-    "SSIM loss",
-    "bias %",
-    "verdict",
-)
+COLUMNS = ("scenes", "noise", "camera", "e-", "PSNR", "loss", "SSIM", "loss", "bias %", "missed")
 BLANK_COLUMNS = ("blank fields", "camera", "photons", "frames", "teacher", "student", "missed")
 STYLE = (
     "body{font:14px/1.45 system-ui,sans-serif;color:#222;max-width:1160px;margin:2em auto;padding:0 1em}"
@@ -50,7 +39,7 @@ def verdict_line(validation: Validation) -> str:
 
 
 def table(validation: Validation) -> Group:
-    """The bins, the blank fields, and the verdict, for a terminal."""
+    """The bins, the blank fields, and the verdict, for a terminal 80 columns wide."""
     parts: list[Table | Text] = []
     for columns, rows in (
         (COLUMNS, [_bin_cells(validation, b) for b in validation.bins]),
@@ -191,7 +180,7 @@ def _bin_cells(validation: Validation, found: NoiseBin) -> tuple[str, ...]:
     return (
         found.source, found.noise, found.camera, f"{found.photons:g}", f"{found.student.psnr_db:.2f}",
         f"{found.psnr_loss_db:+.3f}", f"{found.student.ssim:.3f}", f"{found.ssim_loss:+.4f}",
-        f"{found.student.bias_percent:+.2f}", " ".join(missed) or "-",
+        f"{found.student.bias_percent:+.2f}", ",".join(missed) or "-",
     )  # fmt: skip
 
 
