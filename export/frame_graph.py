@@ -135,10 +135,12 @@ def frame_graph(step: bytes, recipe: Recipe, steps: int, *, detail: float = 0.0)
 def _check(recipe: Recipe, detail: float) -> None:
     model = recipe.model
     speaks = (model.prediction, model.conditioning, model.input_scaling or "edm", len(model.input_names))
-    if speaks != ("edm_f", "sigma_map", "edm", 1):
+    starts = (model.start, model.measurement_input, model.clip_x0)
+    if (speaks, starts) != (("edm_f", "sigma_map", "edm", 1), ("measured", False, None)):
         raise BundleError(
-            f"the network is of prediction {model.prediction}, conditioning {model.conditioning}, inputs "
-            f"{', '.join(model.input_names)}; a frame graph is made for EDM residuals with one tensor of planes"
+            f"the network is of prediction {model.prediction}, conditioning {model.conditioning}, start {model.start} "
+            f"and inputs {', '.join(model.input_names)}; a frame graph is made for EDM residuals with one tensor "
+            "of planes, starting at the measured frame"
         )
     if recipe.scale != 1:
         raise BundleError(f"the bundle's scale is {recipe.scale}; a frame graph is made for scale 1")

@@ -185,7 +185,7 @@ def write_bundle(
     manifest = _complete_manifest(manifest_fields, members, target.name)
     content = pack({**members, MANIFEST_MEMBER: manifest.to_json()})
     bundle = Bundle.from_bytes(content, target)
-    _publish(content, target, overwrite)
+    publish(content, target, overwrite)
     return bundle
 
 
@@ -322,8 +322,13 @@ def _complete_manifest(fields: Mapping[str, Any], members: Mapping[str, bytes], 
     return parse_manifest(content, where)
 
 
-def _publish(content: bytes, target: Path, overwrite: bool) -> None:
-    """Put the file in place in one step: readers see the old file, or none, or the whole new one."""
+def publish(content: bytes, target: Path, overwrite: bool) -> None:
+    """Put a file in place in one step: readers see the old file, or none, or the whole new one.
+
+    Raises
+    ------
+    BundleError : the file exists and ``overwrite`` is False, or it cannot be written
+    """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
