@@ -17,6 +17,8 @@ Floats = NDArray[np.floating[Any]]
 Scalar = float | Floats
 
 ANSCOMBE_OFFSET = 0.375
+# Catmull-Rom weights of the four pixels around a point a quarter of a pixel below the third one's centre.
+UPSAMPLE_TAPS = (-0.0234375, 0.2265625, 0.8671875, -0.0703125)
 
 
 def to_photoelectrons(frame: Floats, offset_adu: Scalar, gain_e_per_adu: Scalar) -> Floats:
@@ -49,6 +51,19 @@ def block_means(image: Floats, block_px: int) -> Floats:
     cropped = image[: height * block_px, : width * block_px]
     means: Floats = cropped.reshape(height, block_px, width, block_px).mean(axis=(1, 3))
     return means
+
+
+def upsample2(image: Floats) -> Floats:
+    """(H, W) to (2H, 2W): two fine pixels tile a coarse one, so they lie a quarter of a coarse pixel off its centre."""
+    for axis in (0, 1):
+        first = np.moveaxis(image, axis, 0)
+        padded = np.concatenate([first[:1], first[:1], first, first[-1:], first[-1:]])
+        n = len(first)
+        below = sum((w * padded[k : k + n] for k, w in enumerate(UPSAMPLE_TAPS)), np.zeros_like(first))
+        above = sum((w * padded[k + 1 : k + 1 + n] for k, w in enumerate(UPSAMPLE_TAPS[::-1])), np.zeros_like(first))
+        paired = np.stack([below, above], axis=1).reshape(2 * n, *first.shape[1:])
+        image = np.moveaxis(paired, 0, axis)
+    return image
 
 
 def round_and_clip(values: Floats, dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -44,8 +44,8 @@ class Field:
     low_high: Tensor
 
     @classmethod
-    def of(cls, brightness: NDArray[np.floating]) -> Field:
-        blocks = torch.nn.functional.avg_pool2d(torch.from_numpy(brightness).float()[None, None], BLOCK_PX)
+    def of(cls, brightness: NDArray[np.floating], block_px: int = BLOCK_PX) -> Field:
+        blocks = torch.nn.functional.avg_pool2d(torch.from_numpy(brightness).float()[None, None], block_px)
         percentiles = torch.tensor([LOW_PERCENT / 100, HIGH_PERCENT / 100])
         return cls(torch.from_numpy(brightness).half(), torch.quantile(blocks.flatten(), percentiles))
 

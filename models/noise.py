@@ -62,27 +62,12 @@ def observe(fields: Tensor, low_high: Tensor, generator: torch.Generator, ranges
     -------
     Batch
     """
-    count = fields.shape[0]
-    draw = _Draw(generator, count)
-    exposure = _expose(fields, low_high, draw, ranges)
-    electrons, readout, correlation = exposure.electrons, exposure.readout_noise_e, exposure.noise_correlation
-    correlation = (correlation + 0.04 * torch.randn(count, 2, generator=generator)).clamp(-0.1, 0.95)
-    photons, levels = exposure.photons, exposure.photon_levels
-
-    gain_error = torch.exp(ranges.gain_error * draw.normal()).clamp(0.8, 1.25)
-    readout_used = readout * torch.exp(0.1 * draw.normal())
-    offset_error = 0.05 * (1 + readout) * draw.normal()
-
-    def stabilise(e: Tensor) -> Tensor:
-        flat = ((e.flatten(1) + offset_error) * gain_error + 0.375 + readout_used**2).clamp_min(0.0)
-        return (2.0 * flat.sqrt()).view_as(e)
-
-    z, z0, z_levels = stabilise(electrons), stabilise(photons), stabilise(levels)
-    span = (z_levels[:, 1:] - z_levels[:, :1] + 0.6).clamp_min(ranges.minimum_range_z)
-    span = span * torch.exp(0.15 * draw.normal())
-    centre = z_levels.mean(1, keepdim=True) + 0.08 * span * draw.normal()
-    u, u0 = ((t.flatten(1) - centre) / span for t in (z, z0))
-    return _along_the_trajectory(u.view_as(z), u0.view_as(z), 1.0 / span, correlation, draw, ranges)
+    draw = Draw(generator, fields.shape[0])
+    photons, levels = illuminate(fields, low_high, draw, ranges)
+    exposure = photograph(photons, levels, draw, ranges)
+    front_end = FrontEnd.of(exposure, draw, ranges)
+    u, u0 = front_end.to_model(exposure.electrons), front_end.to_model(exposure.photons)
+    return _along_the_trajectory(u, u0, front_end.sigma, front_end.noise_correlation, draw, ranges)
 
 
 @dataclass(frozen=True)
@@ -96,26 +81,71 @@ class Exposure:
     noise_correlation: Tensor
 
 
+@dataclass(frozen=True)
+class FrontEnd:
+    """A runtime that looks at exposures with slightly wrong camera numbers: (N, 1) numbers, the correlation (N, 2)."""
+
+    gain_error: Tensor
+    offset_error_e: Tensor
+    readout_noise_e: Tensor
+    centre_z: Tensor
+    span_z: Tensor
+    noise_correlation: Tensor
+
+    @classmethod
+    def of(cls, exposure: Exposure, draw: Draw, ranges: CameraRanges) -> FrontEnd:
+        noise = torch.randn(draw.count, 2, generator=draw.generator)
+        correlation = (exposure.noise_correlation + 0.04 * noise).clamp(-0.1, 0.95)
+        gain_error = torch.exp(ranges.gain_error * draw.normal()).clamp(0.8, 1.25)
+        readout_used = exposure.readout_noise_e * torch.exp(0.1 * draw.normal())
+        offset_error = 0.05 * (1 + exposure.readout_noise_e) * draw.normal()
+        z_levels = _stabilise(exposure.photon_levels, gain_error, offset_error, readout_used)
+        span = (z_levels[:, 1:] - z_levels[:, :1] + 0.6).clamp_min(ranges.minimum_range_z)
+        span = span * torch.exp(0.15 * draw.normal())
+        centre = z_levels.mean(1, keepdim=True) + 0.08 * span * draw.normal()
+        return cls(gain_error, offset_error, readout_used, centre, span, correlation)
+
+    @property
+    def sigma(self) -> Tensor:
+        """Noise level in model units, (N, 1)."""
+        return 1.0 / self.span_z
+
+    def to_model(self, electrons: Tensor) -> Tensor:
+        """(N, H, W) photoelectrons to model units."""
+        z = _stabilise(electrons.flatten(1), self.gain_error, self.offset_error_e, self.readout_noise_e)
+        return ((z - self.centre_z) / self.span_z).view_as(electrons)
+
+
+def _stabilise(electrons: Tensor, gain_error: Tensor, offset_error: Tensor, readout: Tensor) -> Tensor:
+    return 2.0 * ((electrons + offset_error) * gain_error + 0.375 + readout**2).clamp_min(0.0).sqrt()
+
+
 def expose(fields: Tensor, generator: torch.Generator, ranges: CameraRanges) -> Exposure:
     """Photograph clean fields with random cameras, without stabilising: (N, H, W) brightness in."""
     low_high = torch.stack([fields.flatten(1).amin(1), fields.flatten(1).amax(1)], 1)
-    return _expose(fields, low_high, _Draw(generator, fields.shape[0]), ranges)
+    draw = Draw(generator, fields.shape[0])
+    return photograph(*illuminate(fields, low_high, draw, ranges), draw, ranges)
 
 
-def _expose(fields: Tensor, low_high: Tensor, draw: _Draw, ranges: CameraRanges) -> Exposure:
+def illuminate(fields: Tensor, low_high: Tensor, draw: Draw, ranges: CameraRanges) -> tuple[Tensor, Tensor]:
+    """Brightness (N, H, W) and its (N, 2) levels as photoelectrons per pixel, under random light and background."""
     peak = torch.where(draw.uniform() < 0.7, draw.log_uniform(4.0, 300.0), draw.log_uniform(*ranges.peak_photons))
     background = peak * draw.log_uniform(0.003, 0.5) * (draw.uniform() > 0.2) + draw.log_uniform(*ranges.dark_photons)
     gamma = draw.range(0.7, 1.5)
     brightness = torch.cat([fields.flatten(1), low_high], 1).clamp_min(0.0)
     photons = background + peak * brightness**gamma
-    levels, photons = photons[:, -2:], photons[:, :-2].view_as(fields)
+    return photons[:, :-2].view_as(fields), photons[:, -2:]
+
+
+def photograph(photons: Tensor, levels: Tensor, draw: Draw, ranges: CameraRanges) -> Exposure:
+    """What random cameras record of expected photoelectrons, (N, H, W)."""
     readout = torch.where(draw.uniform() < 0.7, draw.range(0.3, 3.0), draw.log_uniform(*ranges.readout_noise_e))
     noise, correlation = _noise(photons, readout, draw, ranges)
     return Exposure(_digitise(photons + noise, draw, ranges), photons, levels, readout, correlation)
 
 
 def _along_the_trajectory(
-    u: Tensor, u0: Tensor, sigma: Tensor, correlation: Tensor, draw: _Draw, ranges: CameraRanges
+    u: Tensor, u0: Tensor, sigma: Tensor, correlation: Tensor, draw: Draw, ranges: CameraRanges
 ) -> Batch:
     """A share of the samples stays at the measured level; the others lie on the way to zero, some with a sigma map."""
     share = torch.where(draw.uniform() < ranges.measured_share, torch.ones(draw.count, 1), draw.log_uniform(0.08, 1.0))
@@ -129,7 +159,7 @@ def _along_the_trajectory(
     return Batch(x=x, x0=x0, sigma=belief.expand_as(x), noise_correlation=correlation)
 
 
-def _noise(photons: Tensor, readout: Tensor, draw: _Draw, ranges: CameraRanges) -> tuple[Tensor, Tensor]:
+def _noise(photons: Tensor, readout: Tensor, draw: Draw, ranges: CameraRanges) -> tuple[Tensor, Tensor]:
     """Shot and readout noise, electrons, with its lag-1 correlation."""
     readout_map = readout[:, :, None].expand_as(photons)
     hot = (draw.uniform() < ranges.hot_readout_share)[:, :, None] & (draw.pixels(photons) < 0.02)
@@ -143,7 +173,7 @@ def _noise(photons: Tensor, readout: Tensor, draw: _Draw, ranges: CameraRanges) 
     return noise, correlation
 
 
-def correlation_kernels(draw: _Draw, correlated_share: float) -> tuple[Tensor, Tensor]:
+def correlation_kernels(draw: Draw, correlated_share: float) -> tuple[Tensor, Tensor]:
     """Separable kernels of unit energy: blur, linear interpolation, or a one-sided detector response.
 
     Returns
@@ -173,7 +203,7 @@ def correlation_kernels(draw: _Draw, correlated_share: float) -> tuple[Tensor, T
     return axes[0][:, :, None] * axes[1][:, None, :], lag_1
 
 
-def _digitise(electrons: Tensor, draw: _Draw, ranges: CameraRanges) -> Tensor:
+def _digitise(electrons: Tensor, draw: Draw, ranges: CameraRanges) -> Tensor:
     """Clip a small share of pixels at either end and round to coarse counts, as 8-bit files do."""
     flat = electrons.flatten(1)
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
@@ -187,7 +217,7 @@ def _digitise(electrons: Tensor, draw: _Draw, ranges: CameraRanges) -> Tensor:
     return torch.where(step > 0, rounded, flat).view_as(electrons)
 
 
-class _Draw:
+class Draw:
     """Per-sample random numbers, (N, 1) unless said otherwise, all from one generator."""
 
     def __init__(self, generator: torch.Generator, count: int) -> None:
