@@ -14,7 +14,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from ..models import data as training_data
-from ..models.checkpoint import load_network
+from ..models.checkpoint import load_network, run_record
 from ..models.network import Denoiser, kmac_per_px, parameter_count, receptive_radius_px
 from ..models.noise import CameraRanges
 from ..runtime.bundle import Bundle, write_bundle
@@ -78,6 +78,8 @@ def _manifest(
     network: Denoiser, name: str, version: str, run: Path, frame: NDArray[np.uint16], camera: Camera
 ) -> dict[str, Any]:
     config, ranges = network.config, CameraRanges()
+    task = run_record(run).get("task", "denoise")
+    scale = {"denoise": 1, "super_resolution": 2}[task]
     stages = [stage["configuration"].get("settings") or stage["configuration"]["train"] for stage in _stages(run)]
     shape = list(frame.shape)
     sets = [(n, lic, SOURCES[n]) for n, lic in training_data.PERMISSIVE_SETS.items()]
@@ -89,14 +91,14 @@ def _manifest(
         "name": name,
         "version": version,
         "created": date.today().isoformat(),
-        "task": "denoise",
-        "scale": 1,
+        "task": task,
+        "scale": scale,
         "licence": "MIT",
         "authors": ["the photonstep developers"],
         "provenance": (
-            f"photonstep.models.train, tier {stages[0]['tier']}, "
+            f"photonstep.models.{'train' if scale == 1 else task}, {stages[0].get('tier', name)}, "
             + ", then ".join(f"{stage['steps']} steps with seed {stage['seed']}" for stage in stages)
-            + "; docs/training.md"
+            + f"; docs/{'training' if scale == 1 else task}.md"
         ),
         "training_data": [{"name": n, "licence": lic, "source": src} for n, lic, src in sets],
         "model": {
@@ -104,6 +106,7 @@ def _manifest(
             "conditioning": "sigma_map",
             "sigma_data": config.sigma_data,
             "noise_correlation_input": True,
+            "degradation_sigma": float(stages[-1].get("degradation_sigma", 0.0)),
             "input_names": [INPUT_NAME],
             "output_name": OUTPUT_NAME,
             "channels": 1,
@@ -132,7 +135,7 @@ def _manifest(
         },
         "test_frame": {
             "input": {"member": "test_frame.raw", "shape": shape, "dtype": "uint16"},
-            "expected": {"member": "test_frame_restored.raw", "shape": shape, "dtype": "uint16"},
+            "expected": {"member": "test_frame_restored.raw", "shape": [scale * n for n in shape], "dtype": "uint16"},
             "camera": {
                 "offset_adu": float(camera.offset_adu),
                 "gain_e_per_adu": float(camera.gain_e_per_adu),
@@ -146,10 +149,12 @@ def _manifest(
 
 
 def _stages(run: Path) -> list[dict[str, Any]]:
-    """Settings and loss curve of a run, after those of the runs that it started from."""
+    """Settings and loss curve of a run, after those of the runs that it started from (bundles keep their own)."""
     report = _report(run)
-    origin = report["configuration"].get("started_from")
-    return [*(_stages(Path(origin).parent) if origin else []), report]
+    origin = Path(report["configuration"].get("started_from") or "")
+    earlier = origin if origin.is_dir() else origin.parent
+    known = origin.name and (earlier / "config.json").exists()
+    return [*(_stages(earlier) if known else []), report]
 
 
 def _report(run: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Optics of a super-resolution pair, in torch: point-spread function, pixel integration, and the start on the fine grid.
+"""Optics of a super-resolution pair, in torch: point-spread function, pixel integration, start on the fine grid.
 
 A clean field on the fine grid is what a sharper microscope with half the pixel size would expect. The camera sees it
 through a wider point-spread function, averaged over pixels that hold two by two fine ones. Brightness is per coarse

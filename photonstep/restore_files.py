@@ -163,6 +163,7 @@ def restore_file(
                         dtype=plan.dtype(reader),
                         provenance=_provenance(restorer, plan, cameras, result),
                         overwrite=plan.overwrite,
+                        scale=restorer.bundle.manifest.scale,
                     )
                 )
             writer.write(result.image)
@@ -198,6 +199,7 @@ def _provenance(restorer: Any, plan: Plan, cameras: dict[int | None, Camera], re
         "photonstep": __version__,
         "bundle": {"name": manifest.name, "version": manifest.version, "sha256": restorer.bundle.sha256},
         "camera": [camera.summary() for camera in cameras.values()],
+        "scale": manifest.scale,
         "plan": result.plan,
         "output": plan.output,
         "backend": restorer.backend_name,

@@ -201,6 +201,13 @@ class Camera:
         cut = {n: getattr(self, n)[rows, columns] for n in MAPPABLE if np.ndim(getattr(self, n))}
         return replace(self, **cut)
 
+    def enlarged(self, scale: int) -> Camera:
+        """The camera on a grid ``scale`` times as fine: a fine pixel has the map's numbers of the one it lies in."""
+        maps = {n: getattr(self, n) for n in MAPPABLE if np.ndim(getattr(self, n))}
+        if scale == 1 or not maps:
+            return self
+        return replace(self, **{n: m.repeat(scale, axis=0).repeat(scale, axis=1) for n, m in maps.items()})
+
     def stabilise(self, frame: NDArray[Any]) -> NDArray[np.float32]:
         """(H, W) counts to (H, W) float32 z with unit noise; see `kernels.ops.stabilise`."""
         try:

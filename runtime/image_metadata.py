@@ -43,6 +43,7 @@ IMAGEJ_TAG_KEYS = (
     "Overlays",
     "Properties",
 )
+IMAGEJ_PIXEL_KEYS = ("ROI", "Overlays")  # in pixel coordinates
 PROVENANCE_KEY = "photonstep"  # in ImageJ's description, in tifffile's JSON, and as a PNG text
 
 # (x, y) pixels per unit as the rationals that TIFF stores, and TIFF's unit: 1 none, 2 inch, 3 centimetre.
@@ -115,17 +116,31 @@ def ome_provenance(root: ElementTree.Element) -> dict[str, Any] | None:
     return None
 
 
+def finer_resolution(resolution: Resolution, scale: int) -> Resolution:
+    """Resolution tags of a copy with ``scale`` times as many pixels on the same length; TIFF's numbers have 32 bits."""
+
+    def finer(count: int, per: int) -> tuple[int, int]:
+        count *= scale
+        while count >= 2**32:
+            count, per = count // 2, per // 2
+        return count, per
+
+    return finer(*resolution[0]), finer(*resolution[1]), resolution[2]
+
+
 def restored_ome(
     xml: str,
     dtype: str,
     plane_count: int,
     provenance: Mapping[str, Any] | None,
     name: str,
+    scale: int = 1,
 ) -> bytes:
     """Return the OME-XML of a restored copy: everything kept, the pixels' place and type renewed, provenance added.
 
     The copy holds its planes in DimensionOrder in one file, so one ``TiffData`` describes them; the UUID is dropped,
-    because a copy is not the file that the UUID names.
+    because a copy is not the file that the UUID names. A finer copy (``scale``) has more and smaller pixels; regions of
+    interest, which count in pixels, stay with the original.
     """
     root = parse_ome(xml, name)
     namespace = _namespace(root)
@@ -138,12 +153,25 @@ def restored_ome(
         pixels.set("Type", OME_PIXEL_TYPES[dtype])
         pixels.attrib.pop("SignificantBits", None)
     pixels.set("BigEndian", "false")
+    if scale != 1:
+        _refine(root, pixels, scale)
     _replace_tiff_data(pixels, namespace, plane_count)
     if provenance is not None:
         _annotate(root, image, namespace, provenance)
     ElementTree.register_namespace("", namespace.strip("{}"))
     text = ElementTree.tostring(root, encoding="unicode")
     return b'<?xml version="1.0" encoding="UTF-8"?>' + text.encode("ascii", "xmlcharrefreplace")
+
+
+def _refine(root: ElementTree.Element, pixels: ElementTree.Element, scale: int) -> None:
+    for axis in "XY":
+        pixels.set(f"Size{axis}", str(int(pixels.get(f"Size{axis}", "0")) * scale))
+        size = pixels.get(f"PhysicalSize{axis}")
+        if size is not None:
+            pixels.set(f"PhysicalSize{axis}", repr(float(size) / scale))
+    for parent in root.iter():
+        for child in [c for c in parent if c.tag.rpartition("}")[2] in ("ROI", "ROIRef")]:
+            parent.remove(child)
 
 
 def _replace_tiff_data(pixels: ElementTree.Element, namespace: str, plane_count: int) -> None:
@@ -199,21 +227,35 @@ def imagej_pixel_size_um(metadata: Mapping[str, Any], resolution: Resolution | N
     return (y, x) if y is not None and x is not None else None
 
 
-def restored_imagej(description: str, same_units: bool, provenance: Mapping[str, Any] | None) -> str:
+def restored_imagej(description: str, same_units: bool, provenance: Mapping[str, Any] | None, scale: int = 1) -> str:
     """Return ImageJ's description for a restored copy; without the display range when the pixels' unit changed."""
     lines = [line for line in description.splitlines() if line.strip() and not line.startswith(f"{PROVENANCE_KEY}=")]
     if not same_units:
         lines = [line for line in lines if not line.startswith(("min=", "max="))]
+    if scale != 1:  # the origin counts in pixels
+        lines = [_refined_origin(line, scale) for line in lines]
     if provenance is not None:
         lines.append(f"{PROVENANCE_KEY}={json.dumps(provenance, sort_keys=True)}")
     return "\n".join(lines) + "\n"
 
 
+def _refined_origin(line: str, scale: int) -> str:
+    key, _, value = line.partition("=")
+    try:
+        return f"{key}={float(value) * scale!r}" if key in ("xorigin", "yorigin") else line
+    except ValueError:
+        return line
+
+
 def restored_imagej_tag(
-    metadata: Mapping[str, Any], same_units: bool, provenance: Mapping[str, Any] | None
+    metadata: Mapping[str, Any], same_units: bool, provenance: Mapping[str, Any] | None, scale: int = 1
 ) -> dict[str, Any]:
-    """Return what ImageJ keeps in its private tag (labels, colours, overlays); Show Info tells the provenance."""
-    kept = {key: metadata[key] for key in IMAGEJ_TAG_KEYS if key in metadata and (same_units or key != "Ranges")}
+    """Return what ImageJ keeps in its private tag (labels, colours, overlays); Show Info tells the provenance.
+
+    Regions and overlays count in pixels: they stay with the original when the copy is finer.
+    """
+    stale = (() if same_units else ("Ranges",)) + (() if scale == 1 else IMAGEJ_PIXEL_KEYS)
+    kept = {key: metadata[key] for key in IMAGEJ_TAG_KEYS if key in metadata and key not in stale}
     if provenance is not None:
         info = str(kept.get("Info", "")).rstrip()
         kept["Info"] = f"{info}\n{PROVENANCE_KEY}: {json.dumps(provenance, sort_keys=True)}\n".lstrip()

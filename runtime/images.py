@@ -121,6 +121,7 @@ class ImageWriter:
     provenance : JSON-able mapping, recorded in OME's StructuredAnnotations, the ImageJ or TIFF description, or PNG text
     dtype : of the copy, None for the original's
     overwrite : replace an existing file at ``path``; the original itself is never replaced
+    scale : how many times finer the copy's pixels are than the original's, along y and x: pixel sizes are divided by it
 
     Raises
     ------
@@ -135,6 +136,7 @@ class ImageWriter:
         provenance: Mapping[str, Any] | None = None,
         dtype: npt.DTypeLike | None = None,
         overwrite: bool = False,
+        scale: int = 1,
     ) -> None:
         self.path = Path(path)
         self.dtype = np.dtype(like.dtype if dtype is None else dtype)
@@ -142,7 +144,8 @@ class ImageWriter:
         self._provenance = provenance
         self._overwrite = overwrite
         self._written = 0
-        self._shape = tuple(like.shape[-2:])
+        self._scale = scale
+        self._shape = tuple(n * scale for n in like.shape[-2:])
         check_output(self.path, like, dtype=self.dtype, overwrite=overwrite)
 
     def __enter__(self) -> Self:
@@ -160,13 +163,14 @@ class ImageWriter:
         return self
 
     def _plane_writer(self) -> Any:
+        options: dict[str, Any] = {"dtype": self.dtype, "provenance": self._provenance, "scale": self._scale}
         if self.path.suffix.lower() in PNG_SUFFIXES:
             from .png import PngPlaneWriter
 
-            return PngPlaneWriter(self._file, self._like, dtype=self.dtype, provenance=self._provenance)
+            return PngPlaneWriter(self._file, self._like, **options)
         from .tiff import TiffPlaneWriter
 
-        return TiffPlaneWriter(self._file, self._like, dtype=self.dtype, provenance=self._provenance)
+        return TiffPlaneWriter(self._file, self._like, **options)
 
     def write(self, plane: npt.NDArray[Any]) -> None:
         """Append the next (H, W) plane, of the writer's dtype."""

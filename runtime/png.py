@@ -86,6 +86,7 @@ class PngPlaneWriter:
         *,
         dtype: np.dtype[Any],
         provenance: Mapping[str, Any] | None,
+        scale: int = 1,
     ) -> None:
         self._file = file
         self._dtype = dtype
@@ -96,7 +97,7 @@ class PngPlaneWriter:
         if provenance is not None:
             self._texts.add_itxt(PROVENANCE_KEY, json.dumps(provenance, sort_keys=True))
         if like.pixel_size_um is not None:
-            self._options["dpi"] = tuple(25400 / size for size in reversed(like.pixel_size_um))
+            self._options["dpi"] = tuple(25400 * scale / size for size in reversed(like.pixel_size_um))
 
     def write(self, plane: npt.NDArray[Any]) -> None:
         """Write the plane."""

@@ -3,7 +3,8 @@
     camera -> stabilise -> model range -> tiles -> sampler(denoiser) -> stitch -> inverse -> counts
 
 The measured frame is itself the diffusion state at its own noise level: sampling starts there and walks to zero noise.
-K = 1 is the posterior mean; 2 to 4 deterministic steps give texture back.
+K = 1 is the posterior mean; 2 to 4 deterministic steps give texture back. A super-resolution bundle starts at the
+upsampled frame and gives twice the side, in the units of the frame: the mean of four fine pixels is the coarse one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
-from . import quality_flags, samplers, schedule, start
+from . import pixel_integration, quality_flags, samplers, schedule, start
 from .backends.choose import Choice, Probe, open_session
 from .bundle import Bundle
 from .camera import Camera
@@ -42,10 +43,11 @@ OUTPUTS: Final[tuple[Output, ...]] = ("input", "photoelectrons")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a restoration will do: network evaluations, sampler, levels, tile size; goes into the provenance."""
+    """What a restoration will do: evaluations, sampler, detail, levels, tile size; goes into the provenance."""
 
     steps: int
     sampler: str = "ddim"
+    detail: float = 0.0
     output: Output = "input"
     seed: int = 0
     report: bool = False
@@ -56,6 +58,8 @@ class Plan:
             raise PlanError(
                 f"steps is {self.steps!r}; expected an integer from 1 (safe mean) to 4 (detail), at most 1000"
             )
+        if isinstance(self.detail, bool) or not isinstance(self.detail, numbers.Real) or not 0 <= self.detail <= 1:
+            raise PlanError(f"detail is {self.detail!r}; expected a number from 0 (mean) to 1 (most texture)")
         if self.output not in OUTPUTS:
             raise PlanError(f"output is {self.output!r}; choose one of {', '.join(OUTPUTS)}")
         if self.tile_px is not None and not (_is_whole(self.tile_px) and self.tile_px >= MINIMUM_SIDE_PX):
@@ -69,16 +73,23 @@ class Plan:
         return samplers.table(self.sampler, schedule.measured(self.steps))
 
     def as_dict(self) -> dict[str, Any]:
-        return {"steps": int(self.steps), "sampler": self.sampler, "output": self.output, "seed": int(self.seed)}
+        return {
+            "steps": int(self.steps),
+            "sampler": self.sampler,
+            "detail": float(self.detail),
+            "output": self.output,
+            "seed": int(self.seed),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """A restored frame or stack and how it came about.
 
-    ``image`` has the input's shape, and its dtype and units (ADU) or float32 photoelectrons. ``sigma`` is the measured
-    noise level in model units (of the last plane). ``network_ms`` is the part of ``latency_ms`` spent inside the
-    network. ``flags`` name reasons to distrust the result. ``report`` holds the residual statistics when asked for.
+    ``image`` has the input's shape (twice the side for super-resolution), and its dtype and units (ADU) or float32
+    photoelectrons, both per measured pixel. ``sigma`` is the measured noise level in model units (of the last plane).
+    ``network_ms`` is the part of ``latency_ms`` spent inside the network. ``flags`` name reasons to distrust the
+    result. ``report`` holds the residual statistics when asked for.
     """
 
     image: NDArray[Any]
@@ -127,6 +138,7 @@ class Restorer:
         camera: Camera | None = None,
         steps: int | None = None,
         sampler: str | None = None,
+        detail: float = 0.0,
         output: Output = "input",
         report: bool = False,
         seed: int = 0,
@@ -141,10 +153,11 @@ class Restorer:
         camera : its offset, gain and readout noise; None estimates them from the frames (`Camera.estimate`)
         steps : network evaluations K (K - 1 of them for Heun count double); None takes the bundle's default
         sampler : a name of `runtime.samplers`; None takes the bundle's default
+        detail : from 0 (mean) to 1 (most texture), for bundles with a detail knob
         output : "input" (dtype and units of the input) or "photoelectrons" (float32)
         report : also give the residual's variance and lag-1 correlation and the photon balance
         seed : of the noise that stochastic samplers add
-        tile_px : restore in tiles of this side; None decides by the frame's size
+        tile_px : restore in tiles of this side, pixels of the result; None decides by the result's size
         tracker : from `tracker`, shared by the calls that restore one sequence frame by frame; None starts anew
 
         Returns
@@ -153,32 +166,37 @@ class Restorer:
 
         Raises
         ------
-        ShapeError : wrong shape or dtype, an empty stack, or camera maps of another shape
+        ShapeError : wrong shape or dtype, an empty stack, a result above 8192 px, or camera maps of another shape
         CameraError : the camera cannot be estimated from these frames, or is none
-        PlanError : steps, sampler or output that do not exist
+        PlanError : steps, sampler or output that do not exist, or detail for a bundle without a knob
         BackendError : the device failed
         """
         if self._closed:
             raise BackendError("this restorer is closed; load the bundle again")
         started = time.perf_counter()
-        _check_frames(frames)
+        manifest = self.bundle.manifest
+        _check_frames(frames, manifest.scale)
         if not isinstance(camera, Camera | None):
             raise CameraError(
                 f"camera is a {type(camera).__name__}; expected a photonstep.Camera, or None to estimate it"
             )
-        defaults = self.bundle.manifest.defaults
         plan = Plan(
-            steps=defaults.steps if steps is None else steps, sampler=sampler or defaults.sampler,
-            output=output, report=report, seed=seed, tile_px=tile_px,
+            steps=manifest.defaults.steps if steps is None else steps, sampler=sampler or manifest.defaults.sampler,
+            detail=detail, output=output, report=report, seed=seed, tile_px=tile_px,
         )  # fmt: skip
+        if plan.detail and not manifest.model.detail_input:
+            raise PlanError(
+                f"detail is {detail}, but bundle {manifest.name} has no detail knob; leave it out, or use 0"
+            )
         camera = Camera.estimate(frames) if camera is None else camera
         planes = frames[None] if frames.ndim == 2 else frames
-        image = np.empty(planes.shape, np.float32 if output == "photoelectrons" else frames.dtype)
+        shape = (*frames.shape[:-2], *(manifest.scale * n for n in frames.shape[-2:]))
+        image = np.empty((len(planes), *shape[-2:]), np.float32 if output == "photoelectrons" else frames.dtype)
         tracker = tracker or self.tracker()
         findings = [self._restore_plane(f, camera, plan, tracker, out) for f, out in zip(planes, image, strict=True)]
         latency_ms = (time.perf_counter() - started) * 1e3
         return Result(
-            image=image.reshape(frames.shape),
+            image=image.reshape(shape),
             sigma=findings[-1].sigma,
             steps=plan.steps,
             latency_ms=latency_ms,
@@ -198,24 +216,30 @@ class Restorer:
     ) -> quality_flags.Finding:
         """One plane through the whole path, written into ``out``."""
         self._denoiser.network_ms = 0.0
+        scale = self.bundle.manifest.scale
         whole, missing = _bridge_missing(frame)
         z = camera.stabilise(whole)
         model_range = tracker.update(z)
         restored = model_range.from_model(self._sample(model_range.to_model(z), model_range, camera, plan))
-        electrons = camera.unstabilise(restored)
+        fine_camera = camera.enlarged(scale)
+        electrons = fine_camera.unstabilise(restored)
         full = quality_flags.full_pixels(frame, camera)
-        balance = photon_balance(whole, electrons, camera, _either(full, missing))
+        seen = pixel_integration.coarse(electrons, scale)
+        balance = photon_balance(whole, seen, camera, _either(full, missing))
         balance.apply(electrons)
         if plan.output == "photoelectrons":
             out[...] = electrons
         else:
             out[...] = ops.to_counts(
-                electrons, out.dtype, offset_adu=camera.offset_adu, gain_e_per_adu=camera.gain_e_per_adu
+                electrons, out.dtype, offset_adu=fine_camera.offset_adu, gain_e_per_adu=fine_camera.gain_e_per_adu
             )
         if missing is not None:
-            out[missing] = frame[missing] if plan.output == "input" else np.nan
+            gaps = pixel_integration.fine(missing, scale)
+            out[gaps] = pixel_integration.fine(frame, scale)[gaps] if plan.output == "input" else np.nan
+        if scale > 1:
+            restored = pixel_integration.as_measured(z, balance.apply(seen), camera)
         finding = quality_flags.examine(
-            z, restored, electrons, camera,
+            z, restored, seen, camera,
             sigma=model_range.sigma, full=full, missing=missing, limits=self.bundle.manifest.operating_range,
             network_ms=self._denoiser.network_ms, report=plan.report,
         )  # fmt: skip
@@ -226,9 +250,10 @@ class Restorer:
     def _sample(
         self, u: NDArray[np.float32], model_range: ModelRange, camera: Camera, plan: Plan
     ) -> NDArray[np.float32]:
-        """Walk from the first state to zero, tile by tile; (H, W) model units in and out."""
+        """Walk from the first state to zero, tile by tile; (H, W) model units in, (H scale, W scale) out."""
         manifest = self.bundle.manifest
         model = manifest.model
+        u = start.on_the_grid(manifest, u)
         padded = pad_to_multiple(u, model.multiple)
         rows = start.rows(manifest, plan.sampler, plan.steps)
         noise = samplers.seeded_noise(plan.seed, padded.shape) if start.needs_noise(manifest, rows) else None
@@ -241,8 +266,8 @@ class Restorer:
             stitched[tile.keep] = samplers.sample(
                 start.first_state(manifest, measured, rows, drawn),
                 rows,
-                self._denoiser.at(camera.noise_correlation, measurement=measured),
-                sigma_map=model_range.sigma if start.is_measured(manifest) else 1.0,
+                self._denoiser.at(camera.noise_correlation, plan.detail, measured),
+                sigma_map=start.sigma_scale(manifest, model_range.sigma),
                 noise=drawn,
                 measurement=measured,
             )[tile.inner]
@@ -307,18 +332,18 @@ def shipped_bundles() -> dict[str, Path]:
 def _probe(bundle: Bundle) -> Probe:
     """A real frame as network inputs: the bundle's test frame, or a simulated flat field where it has none."""
     manifest = bundle.manifest
+    side_px = PROBE_PX // manifest.scale
     if manifest.test_frame is not None:
-        frame = bundle.read_array(manifest.test_frame.input)[:PROBE_PX, :PROBE_PX]
+        frame = bundle.read_array(manifest.test_frame.input)[:side_px, :side_px]
         camera = Camera(**manifest.test_frame.camera.model_dump())
     else:
-        frame = np.random.default_rng(0).poisson(50.0, (PROBE_PX, PROBE_PX)).astype(np.uint16)
+        frame = np.random.default_rng(0).poisson(50.0, (side_px, side_px)).astype(np.uint16)
         camera = Camera()
     z = camera.stabilise(frame)
     model_range = RangeTracker(manifest.normalisation).update(z)
-    u = pad_to_multiple(model_range.to_model(z), manifest.model.multiple)
-    # elsewhere than at the frame's own level, the first one: where the least precision sends a walk astray
-    absolute = None if start.is_measured(manifest) else start.levels(manifest, manifest.defaults.steps)[0]
-    sigma = model_range.sigma if absolute is None else absolute
+    u = pad_to_multiple(start.on_the_grid(manifest, model_range.to_model(z)), manifest.model.multiple)
+    # the first level: 1 for a walk from the frame; elsewhere that is where the least precision sends a walk astray
+    sigma = start.levels(manifest, manifest.defaults.steps)[0] * start.sigma_scale(manifest, model_range.sigma)
     inputs = NetworkInputs(manifest)(u, sigma, camera.noise_correlation, measurement=u)
     return Probe(inputs=inputs, error_scale=output_weight(manifest, sigma, model_range.sigma))
 
@@ -335,7 +360,7 @@ def _tile_px(plan: Plan, model: ModelSpec, side_px: int) -> int:
     return side_px
 
 
-def _check_frames(frames: NDArray[Any]) -> None:
+def _check_frames(frames: NDArray[Any], scale: int) -> None:
     if not isinstance(frames, np.ndarray):
         raise ShapeError(f"frames are a {type(frames).__name__}; expected a NumPy array, see numpy.asarray")
     if frames.dtype.name not in ops.FRAME_DTYPES:
@@ -344,10 +369,10 @@ def _check_frames(frames: NDArray[Any]) -> None:
         )
     if frames.ndim not in (2, 3) or not frames.size:
         raise ShapeError(f"frames have shape {frames.shape}; expected (H, W) or (T, H, W) with at least one plane")
-    low, high = min(frames.shape[-2:]), max(frames.shape[-2:])
-    if low < MINIMUM_SIDE_PX or high > MAXIMUM_SIDE_PX:
+    low, high, most = min(frames.shape[-2:]), max(frames.shape[-2:]), MAXIMUM_SIDE_PX // scale
+    if low < MINIMUM_SIDE_PX or high > most:
         raise ShapeError(
-            f"frames are {frames.shape[-2]}x{frames.shape[-1]} px; expected {MINIMUM_SIDE_PX} to {MAXIMUM_SIDE_PX} px "
+            f"frames are {frames.shape[-2]}x{frames.shape[-1]} px; expected {MINIMUM_SIDE_PX} to {most} px "
             "a side: pad or crop them"
         )
 

@@ -2,14 +2,15 @@
 
 | `start` | first state | levels | scale |
 | --- | --- | --- | --- |
-| measured | the frame | relative, 1 -> 0 | the frame's noise level |
+| measured | the frame, upsampled for super-resolution | relative, 1 -> 0 | the frame's noise level |
 | noise | seeded noise at the schedule's top | of the schedule, absolute | 1 |
 | degraded | the frame, as the bridge's far end | of the bridge, absolute | 1 |
 | noisy_degraded | the frame plus seeded noise of the bridge's last level | of the bridge, absolute | 1 |
 
-The first is what photonstep's own networks do. The others are for networks made elsewhere: a conditional model looks at
-the frame as a further input and starts from noise (SR3, arXiv:2104.07636); a bridge runs from the frame to the clean
-image (I2SB, arXiv:2302.05872, starts at the frame; ResShift, arXiv:2307.12348, adds noise to it).
+The first is what photonstep's own networks do; from an upsampled frame it is InDI's bridge (arXiv:2303.11435). The
+others are for networks made elsewhere: a conditional model looks at the frame as a further input and starts from noise
+(SR3, arXiv:2104.07636); a bridge runs from the frame to the clean image (I2SB, arXiv:2302.05872, starts at the frame;
+ResShift, arXiv:2307.12348, adds noise to it).
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from dataclasses import replace
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ..kernels import ops
 from . import samplers, schedule
 from .denoiser import parameterisation
 from .errors import PlanError
@@ -59,6 +62,19 @@ def levels(manifest: Manifest, steps: int) -> Levels:
     if model.alphas_cumprod is not None:
         return schedule.from_alphas_cumprod(model.alphas_cumprod, schedule.trailing(steps, len(model.alphas_cumprod)))
     return schedule.karras(steps, manifest.operating_range.sigma_max, manifest.operating_range.sigma_min)
+
+
+def on_the_grid(manifest: Manifest, frame: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A frame in model units on the grid that the network works on: twice the side for super-resolution."""
+    return frame if manifest.scale == 1 else ops.upsample2(frame)
+
+
+def sigma_scale(manifest: Manifest, sigma: float) -> float:
+    """What the levels of a walk are multiplied by, for a frame of noise level ``sigma`` in model units.
+
+    A frame that was upsampled lies off the truth by its noise and by what it does not resolve.
+    """
+    return float(np.hypot(sigma, manifest.model.degradation_sigma)) if is_measured(manifest) else 1.0
 
 
 def needs_noise(manifest: Manifest, table: Table) -> bool:

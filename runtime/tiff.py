@@ -253,16 +253,18 @@ class TiffPlaneWriter:
         *,
         dtype: np.dtype[Any],
         provenance: Mapping[str, Any] | None,
+        scale: int = 1,
     ) -> None:
-        nbytes = math.prod(like.shape) * dtype.itemsize
+        nbytes = math.prod(like.shape) * scale**2 * dtype.itemsize
         self._writer = tifffile.TiffWriter(file, bigtiff=nbytes > BIGTIFF_NBYTES)
         self._first: dict[str, Any] = {
             "software": "photonstep",
-            **_first_page(like, dtype, provenance),
+            **_first_page(like, dtype, provenance, scale),
         }
         self._every: dict[str, Any] = {"metadata": None, "photometric": "minisblack"}
         resolution = like.metadata.resolution
         if resolution is not None:
+            resolution = image_metadata.finer_resolution(resolution, scale)
             self._every |= {
                 "resolution": resolution[:2],
                 "resolutionunit": resolution[2],
@@ -280,7 +282,7 @@ class TiffPlaneWriter:
         self._writer.close()
 
 
-def _first_page(like: Any, dtype: np.dtype[Any], provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+def _first_page(like: Any, dtype: np.dtype[Any], provenance: Mapping[str, Any] | None, scale: int) -> dict[str, Any]:
     """Return the tags of the first page, which carry the metadata of the whole file."""
     metadata: ImageMetadata = like.metadata
     tags: dict[str, Any] = {"datetime": metadata.datetime} if metadata.datetime else {}
@@ -292,12 +294,14 @@ def _first_page(like: Any, dtype: np.dtype[Any], provenance: Mapping[str, Any] |
             math.prod(like.shape[:-2]),
             provenance,
             str(like.path),
+            scale,
         )
     elif metadata.dialect == "imagej":
         same_units = bool(dtype == like.dtype)
-        description = image_metadata.restored_imagej(metadata.description, same_units, provenance).encode()
-        kept = image_metadata.restored_imagej_tag(metadata.imagej, same_units, provenance)
+        description = image_metadata.restored_imagej(metadata.description, same_units, provenance, scale).encode()
+        kept = image_metadata.restored_imagej_tag(metadata.imagej, same_units, provenance, scale)
         tags["extratags"] = tifffile.imagej_metadata_tag(kept, "<") if kept else ()
     else:
-        description = image_metadata.restored_plain(metadata.description, like.shape, like.axes, provenance)
+        shape = (*like.shape[:-2], *(n * scale for n in like.shape[-2:]))
+        description = image_metadata.restored_plain(metadata.description, shape, like.axes, provenance)
     return tags | {"description": description}

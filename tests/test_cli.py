@@ -187,7 +187,7 @@ class FailingRestorer:
     """Restores two planes as they are, then fails: what a full GPU or an impatient user does at a bad moment."""
 
     backend_name, precision, device = "double", "fp32", "cpu"
-    bundle = SimpleNamespace(sha256="0" * 64, manifest=SimpleNamespace(name="double", version="1.0.0"))
+    bundle = SimpleNamespace(sha256="0" * 64, manifest=SimpleNamespace(name="double", version="1.0.0", scale=1))
 
     def __init__(self, error):
         self.error, self.calls = error, 0
