@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ..kernels.reference import ANSCOMBE_OFFSET
+from ..kernels.reference import ANSCOMBE_OFFSET, UPSAMPLE_TAPS
 from ..runtime import photon_balance as balance
 from ..runtime import samplers, schedule
 from ..runtime.bundle import FRAME_INPUTS, FRAME_OUTPUT, Bundle
@@ -117,18 +117,21 @@ def frame_graph(step: bytes, recipe: Recipe, steps: int, *, detail: float = 0.0)
     g = GraphBuilder(network.graph)
     camera = _Camera.of_inputs(g)
     pixels = g("Unsqueeze", g("Cast", "frame", to=TensorProto.FLOAT), [0, 1])
-    size = _Size.of(g, g("Shape", pixels))
     z = camera.stabilise(g, pixels)
     scope = _model_range(g, z, recipe.normalisation)
-    padded = size.padded(g, scope.to_model(g, z), recipe.model.multiple)
+    u = _upsampled(g, scope.to_model(g, z)) if recipe.scale == 2 else scope.to_model(g, z)
+    size = _Size.of(g, g("Shape", u))
+    padded = size.padded(g, u, recipe.model.multiple)
     restored = size.cropped(g, _walk(g, padded, scope.sigma, rows, recipe, detail))
     electrons = camera.unstabilise(g, scope.from_model(g, restored))
-    balanced = _balance(g, pixels, electrons, camera)
+    seen = _means(g, electrons, recipe.scale) if recipe.scale > 1 else electrons
+    balanced = _balance(g, pixels, seen, electrons, camera)
     g("Squeeze", camera.to_counts(g, balanced), [0, 1], output=FRAME_OUTPUT)
     sides = ["height", "width"]
+    fine_sides = sides if recipe.scale == 1 else [f"fine_{side}" for side in sides]
     shapes = {"frame": (TensorProto.UINT16, sides), "noise_correlation": (TensorProto.FLOAT, [2])}
     inputs = [helper.make_tensor_value_info(n, *shapes.get(n, (TensorProto.FLOAT, []))) for n in FRAME_INPUTS]
-    output = helper.make_tensor_value_info(FRAME_OUTPUT, TensorProto.UINT16, sides)
+    output = helper.make_tensor_value_info(FRAME_OUTPUT, TensorProto.UINT16, fine_sides)
     return finished(g, f"restore_{steps}", inputs, [output], network)
 
 
@@ -142,8 +145,8 @@ def _check(recipe: Recipe, detail: float) -> None:
             f"and inputs {', '.join(model.input_names)}; a frame graph is made for EDM residuals with one tensor "
             "of planes, starting at the measured frame"
         )
-    if recipe.scale != 1:
-        raise BundleError(f"the bundle's scale is {recipe.scale}; a frame graph is made for scale 1")
+    if recipe.scale not in (1, 2):
+        raise BundleError(f"the bundle's scale is {recipe.scale}; a frame graph is made for scale 1 or 2")
     if recipe.normalisation.block_px > MINIMUM_SIDE_PX:
         raise BundleError(
             f"normalisation.block_px is {recipe.normalisation.block_px}; a frame graph takes {MINIMUM_SIDE_PX} or less"
@@ -186,7 +189,7 @@ class _Camera:
 
 @dataclass(frozen=True)
 class _Size:
-    """Names of the frame's height and width, int64 scalars."""
+    """Names of an image's height and width, int64 scalars."""
 
     height: str
     width: str
@@ -227,9 +230,8 @@ class _Range:
 
 
 def _model_range(g: GraphBuilder, z: str, settings: Normalisation) -> _Range:
-    """Percentiles of the block means; AveragePool leaves a ragged edge out."""
-    side = [settings.block_px] * 2
-    means = g("Reshape", g("AveragePool", z, kernel_shape=side, strides=side), [-1])
+    """Percentiles of the block means."""
+    means = g("Reshape", _means(g, z, settings.block_px), [-1])
     count = g("Size", means)
     low = _percentile(g, means, count, settings.low_percent, from_top=False)
     high = _percentile(g, means, count, settings.high_percent, from_top=True)
@@ -261,6 +263,9 @@ def _walk(g: GraphBuilder, u: str, sigma: str, rows: samplers.Table, recipe: Rec
     told = [g("Cast", "noise_correlation", to=TensorProto.FLOAT)] if recipe.model.noise_correlation_input else []
     if recipe.model.detail_input:
         told.append(g("Reshape", np.float32(detail), [1]))
+    if recipe.model.degradation_sigma:  # an upsampled frame lies off the truth by more than its noise
+        more = np.float64(recipe.model.degradation_sigma**2)
+        sigma = g("Sqrt", g("Add", g("Mul", sigma, sigma), more))
     area = g("Slice", g("Shape", u), [2], [4])
     x, previous = u, ""
     for row in rows:
@@ -291,15 +296,17 @@ def _denoised(g: GraphBuilder, x: str, level: str, told: list[str], area: str, r
     return g("Add", g("Mul", residual, _single(g, c_out)), g("Mul", x, _single(g, c_skip)))
 
 
-def _balance(g: GraphBuilder, pixels: str, electrons: str, camera: _Camera) -> str:
-    """`runtime.photon_balance`: the line that brings restored block means to the measured ones; never negative."""
+def _balance(g: GraphBuilder, pixels: str, seen: str, electrons: str, camera: _Camera) -> str:
+    """`runtime.photon_balance`: the line that brings restored block means to the measured ones; never negative.
+
+    ``seen`` are the restored photoelectrons in the frame's pixels, ``electrons`` those to correct.
+    """
     side = [balance.BLOCK_PX] * 2
-    blocks = {"kernel_shape": side, "strides": side}
-    brightest = g("MaxPool", pixels, **blocks)
+    brightest = g("MaxPool", pixels, kernel_shape=side, strides=side)
     kept = g("Cast", g("Less", brightest, np.float32(FULL_COUNT)), to=TensorProto.DOUBLE)
-    above = g("Sub", g("AveragePool", pixels, **blocks), _single(g, camera.offset))
+    above = g("Sub", _means(g, pixels, balance.BLOCK_PX), _single(g, camera.offset))
     measured = g("Cast", g("Mul", above, _single(g, camera.gain)), to=TensorProto.DOUBLE)
-    restored = g("Cast", g("AveragePool", electrons, **blocks), to=TensorProto.DOUBLE)
+    restored = g("Cast", _means(g, seen, balance.BLOCK_PX), to=TensorProto.DOUBLE)
     positive = g("Max", camera.correlation, np.float64(0))
     ratios = g("Div", g("Add", positive, np.float64(1)), g("Sub", np.float64(1), positive))
     alike = g("Mul", *(g("Gather", ratios, np.int64(axis)) for axis in (0, 1)))
@@ -323,6 +330,21 @@ def _balance(g: GraphBuilder, pixels: str, electrons: str, camera: _Camera) -> s
     change = g("Max", g("Min", change, most), -most)
     shift = g("Div", g("Sub", q, g("Mul", b, change)), c)
     return g("Relu", _line(g, electrons, g("Add", change, np.float64(1)), shift))
+
+
+def _upsampled(g: GraphBuilder, u: str) -> str:
+    """Twice the side as `ops.upsample2`: two fine pixels a side out of five coarse ones, in one convolution."""
+    phases = np.zeros((2, 5))
+    phases[0, :4], phases[1, 1:] = UPSAMPLE_TAPS, UPSAMPLE_TAPS[::-1]
+    kernels = np.einsum("ai,bj->abij", phases, phases).reshape(4, 1, 5, 5).astype(np.float32)
+    padded = g("Pad", u, [0, 0, 2, 2, 0, 0, 2, 2], mode="edge")
+    return g("DepthToSpace", g("Conv", padded, kernels), blocksize=2)
+
+
+def _means(g: GraphBuilder, image: str, block_px: int) -> str:
+    """Means of whole blocks; a ragged edge is left out."""
+    side = [block_px] * 2
+    return g("AveragePool", image, kernel_shape=side, strides=side)
 
 
 def _line(g: GraphBuilder, image: str, scale: str, shift: str) -> str:

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-Operand = str | np.generic | Sequence[int]
+Operand = str | np.generic | np.ndarray[Any, Any] | Sequence[int]
 
 
 class GraphBuilder:
     """Nodes and initialisers of a graph that grows around a network.
 
-    An operand is a name, a NumPy scalar (a constant of its type) or a list of whole numbers (an int64 constant). Equal
-    constants are stored once.
+    An operand is a name, a NumPy scalar or array (a constant of its type) or a list of whole numbers (an int64
+    constant). Equal constants are stored once.
 
     Parameters
     ----------

@@ -152,6 +152,36 @@ def test_percentiles_beyond_the_range_of_the_shipped_bundles(bundle, frames, tmp
         assert largest_difference(on_onnx_runtime(made.frame_graph(1))(frame, CAMERAS["scmos"]), wanted) <= 1
 
 
+# --- twice the side ---
+
+
+@pytest.fixture(scope="module")
+def enlarging(bundle, tmp_path_factory):
+    """The live network on the fine grid: not trained for it, but a bundle for super-resolution like any other."""
+    fields = json.loads(bundle.manifest.to_json())
+    for left_out in ("format", "format_version", "members", "test_frame", "report", "frame_graphs", "model_card"):
+        fields.pop(left_out, None)
+    fields |= {"task": "super_resolution", "scale": 2}
+    fields["model"]["degradation_sigma"] = 0.03
+    fields["networks"] = [n for n in fields["networks"] if n["precision"] == "fp32"]
+    members = {fields["networks"][0]["member"]: bundle.network("fp32")}
+    add_frame_graphs(fields, members, steps=(1, 2))
+    return write_bundle(tmp_path_factory.mktemp("fine") / "fine.photonstep", fields, members)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_super_resolution_gives_the_runtimes_fine_pixels(enlarging, frames, steps):
+    restorer = ps.load(enlarging, backend="onnxruntime", precision="fp32", threads=1)
+    backends = [on_onnx_runtime(enlarging.frame_graph(steps)), on_openvino(enlarging.frame_graph(steps))]
+    for name, (height, width) in {"lysosome": (101, 93), "confocal": (64, 128), "widefield": (17, 16)}.items():
+        frame = np.ascontiguousarray(frames[name][:height, :width])
+        wanted = restorer.restore(frame, camera=CAMERAS["binned"], steps=steps).image
+        assert wanted.shape == (2 * height, 2 * width)
+        for run in backends:
+            assert largest_difference(run(frame, CAMERAS["binned"]), wanted) <= 1
+    restorer.close()
+
+
 # --- the graph itself ---
 
 
