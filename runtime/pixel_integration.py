@@ -38,21 +38,20 @@ def as_measured(z: Float32, electrons: Float32, camera: Camera) -> Float32:
 
     Returns
     -------
-    (H, W) float32, stabilised: ``r_0 + a (r_1 - r_0) + b (r_2 - r_0)``, where r_i is the restoration blurred i times by
-    [1 2 1] / 4 along y and x (0.71 and 1 coarse pixel wide) and a, b are the least squares fit to ``z``
+    (H, W) float32, stabilised ``e_0 + a (e_1 - e_0) + b (e_2 - e_0)``, where e_i is the restoration blurred i times by
+    [1 2 1] / 4 along y and x (0.7 and 1 coarse pixel wide) and a, b are the least squares fit to what was measured,
+    every pixel weighed by its noise
     """
-    blurred = _blurred(electrons)
-    r0, *others = (_stabilised(e, camera) for e in (electrons, blurred, _blurred(blurred)))
-    change = np.stack([(r - r0).ravel() for r in others])
-    gram, along = change @ change.T, change @ (z - r0).ravel()
+    once = _blurred(electrons)
+    twice = _blurred(once)
+    weight = 1 / (np.maximum(twice, 0) + np.float32(0.375) + np.square(camera.readout_noise_e, dtype=np.float32))
+    change = np.stack([(e - electrons).ravel() for e in (once, twice)])
+    weighed = change * weight.ravel()
+    gram, along = weighed @ change.T, weighed @ (camera.unstabilise(z) - electrons).ravel()
     # a ridge far below any structure that could be told from noise: a flat frame has nothing to blur
-    weights = np.linalg.solve(gram.astype(np.float64) + np.eye(2) * 1e-3, along.astype(np.float64))
-    seen: Float32 = r0 + (weights.astype(np.float32) @ change).reshape(r0.shape)
-    return seen
-
-
-def _stabilised(electrons: Float32, camera: Camera) -> Float32:
-    return ops.stabilise(electrons, offset_adu=0.0, gain_e_per_adu=1.0, readout_noise_e=camera.readout_noise_e)
+    fit = np.linalg.solve(gram.astype(np.float64) + np.eye(2) * 1e-3, along.astype(np.float64))
+    seen: Float32 = electrons + (fit.astype(np.float32) @ change).reshape(electrons.shape)
+    return ops.stabilise(seen, offset_adu=0.0, gain_e_per_adu=1.0, readout_noise_e=camera.readout_noise_e)
 
 
 def _blurred(image: Float32) -> Float32:
