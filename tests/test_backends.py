@@ -40,7 +40,7 @@ def int8_network(bundle, confocal):
     """The bundle's network with INT8 convolutions, its ranges taken from one real frame."""
     network = bundle.network("fp32")
     states = [real_inputs(bundle, confocal.raw)["planes"].copy()]
-    return with_qdq(network, observed_ranges(network, states, "minmax"), "cpu")
+    return with_qdq(network, observed_ranges(network, states), "cpu")
 
 
 def with_int8(bundle, int8_network, folder):
@@ -110,7 +110,7 @@ def test_an_int8_layer_is_the_same_in_openvino_and_onnx_runtime(bundle, confocal
         skip_unless_offered(backend, "int8")
     inputs = real_inputs(bundle, confocal.raw)
     network = bundle.network("fp32")
-    ranges = observed_ranges(network, [inputs["planes"].copy()], "minmax")
+    ranges = observed_ranges(network, [inputs["planes"].copy()])
     quantised = with_qdq(network, ranges, "cpu", in_float=set(ranges) - {layer})
     exact = opened(bundle, "onnxruntime").run(inputs)
     one = openvino.OpenVinoSession(quantised, precision="fp32", threads=1).run(inputs)  # INT8 as it is, all else fp32
