@@ -7,9 +7,9 @@ unrolled and share their weights; there is no Loop, If or Scan, no noise, and no
 so a frame of any size gives the pixels that the runtime gives. What is one number for the frame (camera, percentiles,
 balance) is computed in float64, pixels in float32.
 
-Its operator set is that of the networks it holds (`export.onnx.OPSET`): a graph has one, and every operator here is the
-same from opset 18 on. ONNX Runtime reads that since 1.17, OpenVINO since 2024. TensorRT has no uint16 tensors, so there
-the networks themselves are built, and the runtime's kernels do the camera's part.
+Its operator set is that of the network it holds (`export.onnx.OPSET`, 20): a graph has one, and every operator here is
+the same from opset 18 on. ONNX Runtime reads it since 1.17, with which it was run, and so do TensorRT's parsers; but
+TensorRT has no uint16 tensors, so there the networks themselves are built, and the runtime's kernels do the camera's part.
 """
 
 from __future__ import annotations

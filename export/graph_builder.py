@@ -79,8 +79,9 @@ class GraphBuilder:
 def finished(
     g: GraphBuilder, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto], like: ModelProto
 ) -> bytes:
-    """The graph as a checked model: operator set and format version of ``like``; same graph, same bytes."""
-    model = ModelProto(ir_version=like.ir_version, producer_name=like.producer_name)
+    """The graph as a checked model: operator set of ``like``, its oldest format version; same graph, same bytes."""
+    oldest = helper.find_min_ir_version_for(list(like.opset_import))
+    model = ModelProto(ir_version=oldest, producer_name=like.producer_name)
     model.opset_import.extend(like.opset_import)
     model.graph.CopyFrom(helper.make_graph(g.nodes, name, inputs, outputs, g.initialisers))
     onnx.checker.check_model(model, full_check=True)
