@@ -62,7 +62,7 @@ class GraphBuilder:
         self, operator: str, operands: Sequence[Operand], outputs: list[str], attributes: dict[str, Any]
     ) -> list[str]:
         inputs = [o if isinstance(o, str) else self._constant(np.asarray(o)) for o in operands]
-        self.nodes.append(helper.make_node(operator, inputs, outputs, name=f"frame/{outputs[0]}", **attributes))
+        self.nodes.append(helper.make_node(operator, inputs, outputs, name=outputs[0], **attributes))
         return outputs
 
     def _name(self, operator: str) -> str:
