@@ -8,8 +8,8 @@ so a frame of any size gives the pixels that the runtime gives. What is one numb
 balance) is computed in float64, pixels in float32.
 
 Its operator set is that of the network it holds (`export.onnx.OPSET`, 20): a graph has one, and every operator here is
-the same from opset 18 on. ONNX Runtime reads it since 1.17. TensorRT-RTX parses the network (TensorRT 11 documents opsets
-9 to 25), but no TensorRT has uint16 tensors: there the networks are built, and the runtime does the camera's part.
+the same from opset 18 on. ONNX Runtime reads it since 1.17. TensorRT-RTX parses the network (TensorRT 11 documents
+opsets 9 to 25), but no TensorRT has uint16 tensors: there the networks are built, and the runtime does the rest.
 """
 
 from __future__ import annotations
