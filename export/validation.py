@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .gates import BlankBin, Gates, NoiseBin, blank_total_failures
+from ..runtime.errors import TrainingError
+from .gates import BlankBin, Figures, Gates, NoiseBin, blank_total_failures
 from .noise_bins import Plane
 
 
@@ -24,6 +27,7 @@ class Subject:
     parameters: int
     kmac_per_px: float
     network_bytes: int
+    network_sha256: str
 
     @property
     def title(self) -> str:
@@ -69,6 +73,27 @@ class Validation:
     def passed(self) -> bool:
         return not self.failures
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Validation:
+        """The inverse of `as_dict`, without pictures of scenes.
+
+        Raises
+        ------
+        TrainingError : not what a validation wrote
+        """
+        try:
+            return cls(
+                student=Subject(**fields["student"]), teacher=Subject(**fields["teacher"]),
+                gates=Gates(**fields["gates"]), bins=tuple(map(_noise_bin, fields["bins"])),
+                blanks=tuple(BlankBin(**_own(BlankBin, b)) for b in fields["blank_fields"]),
+                settings=dict(fields["settings"]), notes=tuple(fields["notes"]),
+                spectra={name: np.asarray(power, np.float64) for name, power in fields["spectra"].items()},
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            raise TrainingError(
+                f"these are no results of a validation ({error}); make them with photonstep validate --json"
+            ) from None
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without pictures: what travels in a bundle's report."""
         return {
@@ -88,3 +113,13 @@ class Validation:
             "blank_fields": [asdict(b) | {"failures": list(b.failures())} for b in self.blanks],
             "spectra": {name: [round(float(v), 6) for v in power] for name, power in self.spectra.items()},
         }
+
+
+def _own(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a record the fields that the class has; what it computes is computed again."""
+    return {f.name: values[f.name] for f in dataclass_fields(kind)}
+
+
+def _noise_bin(values: Mapping[str, Any]) -> NoiseBin:
+    sides = {who: Figures(**values[who]) for who in ("teacher", "student")}
+    return NoiseBin(**{**_own(NoiseBin, values), **sides})

@@ -56,10 +56,12 @@ def psnr_picture(validation: Validation) -> bytes:
     """PSNR and its loss over the light level, one column for each kind of noise; the gate as a line."""
     sources = list(dict.fromkeys(b.source for b in validation.bins))
     noises = list(dict.fromkeys(b.noise for b in validation.bins))
+    levels = [b.photons for b in validation.bins]
     figure = Figure(figsize=(10.4, 5.4), dpi=110, layout="constrained")
     axes = figure.subplots(2, len(noises), squeeze=False, sharex=True)
     for column, noise in enumerate(noises):
         above, below = axes[:, column]
+        below.set(xscale="log", xlim=(min(levels) * 0.7, max(levels) * 1.4))
         for index, source in enumerate(sources):
             for camera, dash in (("known", "-"), ("blind", "--")):
                 bins = [b for b in validation.bins if (b.noise, b.source, b.camera) == (noise, source, camera)]
@@ -77,7 +79,6 @@ def psnr_picture(validation: Validation) -> bytes:
         _style(above, f"{noise} noise: teacher blue, student orange", "PSNR, dB")
         _style(below, f"loss; dotted: the gate, {validation.gates.psnr_loss_db:g} dB", "PSNR loss, dB")
         below.set_xlabel("photoelectrons at the peak", color=INK, fontsize=8)
-        below.set_xscale("log")
     return _png(figure)
 
 
