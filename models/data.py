@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from ..runtime.manifest import Normalisation
+from .noise import CameraRanges
 from .simulate import simulate_field
 
 PERMISSIVE_SETS = {
@@ -34,6 +36,10 @@ SKIMAGE_SAMPLES = (  # CC0 or public domain, by scikit-image's own documentation
 BLOCK_PX = 4
 LOW_PERCENT, HIGH_PERCENT = 0.5, 99.8
 MINIMUM_FIELD_PX = 128
+NORMALISATION = Normalisation(
+    method="block_percentile", block_px=BLOCK_PX, low_percent=LOW_PERCENT, high_percent=HIGH_PERCENT,
+    minimum_range_z=CameraRanges.minimum_range_z, low_u=-0.5, high_u=0.5,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def clean_fields(folder: Path) -> Iterator[Field]:
     for path in sorted(folder.glob("*.tif")):
         image = tifffile.imread(path)
         for plane in [image] if image.ndim == 2 else image[::6]:  # neighbouring frames of a time-lapse are alike
-            yield from _two_scales(plane)
+            yield from two_scales(plane)
 
 
 def sample_fields() -> Iterator[Field]:
@@ -111,7 +117,7 @@ def sample_fields() -> Iterator[Field]:
 
     for name in SKIMAGE_SAMPLES:
         image = getattr(data, name)()
-        yield from _two_scales(image if image.ndim == 2 else image[..., :3].mean(-1))
+        yield from two_scales(image if image.ndim == 2 else image[..., :3].mean(-1))
 
 
 def simulated_fields(cache: Path, count: int, seed: int, size_px: int = 256) -> list[Field]:
@@ -127,7 +133,7 @@ def simulated_fields(cache: Path, count: int, seed: int, size_px: int = 256) -> 
     return [Field.of(f) for f in np.load(path)]
 
 
-def _two_scales(plane: NDArray[np.generic]) -> Iterator[Field]:
+def two_scales(plane: NDArray[np.generic]) -> Iterator[Field]:
     smooth = ndimage.gaussian_filter(plane.astype(np.float32), 0.6)
     height, width = (n // 2 * 2 for n in plane.shape)
     halved = plane[:height, :width].astype(np.float32).reshape(height // 2, 2, width // 2, 2).mean((1, 3))

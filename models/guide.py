@@ -13,7 +13,7 @@ from ..runtime.camera import Camera
 from ..runtime.normalise import RangeTracker
 from ..runtime.prediction import edm_coefficients
 from ..runtime.tiling import pad_to_multiple
-from .measured import NORMALISATION
+from .data import NORMALISATION
 from .network import Denoiser
 from .recorrupt import Image, correlated_noise
 
@@ -31,10 +31,10 @@ class NetworkGuide:
     """
 
     def __init__(self, network: Denoiser) -> None:
-        self._network = network.eval()
+        self.network = network.eval()
 
     def __call__(self, frame: NDArray[Any], camera: Camera) -> tuple[Image, float]:
-        clean = restore_frame(self._network, frame, camera)
+        clean = restore_frame(self.network, frame, camera)
         if camera.source != "estimated":
             return clean, 1.0
         counts = np.asarray(frame, np.float32)
@@ -42,7 +42,7 @@ class NetworkGuide:
         spread = np.sqrt(np.maximum(clean, 0) + np.square(camera.readout_noise_e) + 1e-3)
         noise = correlated_noise(frame.shape, camera.noise_correlation, np.random.default_rng(0))
         moved = restore_frame(
-            self._network, np.asarray(counts + PROBE * spread * noise / camera.gain_e_per_adu, np.float32), camera
+            self.network, np.asarray(counts + PROBE * spread * noise / camera.gain_e_per_adu, np.float32), camera
         )
         # sums over the frame, not means of ratios: the darkest pixels have next to no noise to divide by
         variance = float(np.mean(np.square(spread)))

@@ -6,8 +6,9 @@ depends on what is known about the scene:
 - a reference: its transform, after a linear map onto the frame (references often have a gain and offset of their own);
 - other frames of the scene: the transform of their mean, which is noisy but unbiased but for the transform's curvature,
   and that is put back (Noise2Noise);
-- nothing: the frame is recorrupted with more of its own noise (`models/recorrupt.py`). Each draw of the noise serves
-  twice, with either sign: what is left of the gradient's noise is far smaller.
+- nothing: the frame's restoration, photographed again (`models/restored.py`); and to tell how well the network does,
+  without a reference either, the frame recorrupted with more of its own noise (`models/recorrupt.py`). Each draw of
+  that noise serves twice, with either sign: less chance is left in the figure.
 
 Source: Lehtinen et al. 2018 (Noise2Noise), arXiv:1803.04189.
 """
@@ -27,19 +28,16 @@ from scipy import ndimage
 from ..kernels import ops, reference
 from ..runtime.camera import Camera
 from ..runtime.errors import TrainingError
-from ..runtime.manifest import Normalisation
 from ..runtime.normalise import RangeTracker
-from .data import BLOCK_PX, HIGH_PERCENT, LOW_PERCENT
-from .noise import Batch, CameraRanges
+from .data import NORMALISATION
+from .guide import NetworkGuide
+from .noise import Batch
 from .recordings import Kind, PlaneAt, Scene, read_planes
-from .recorrupt import BlindFrame, Guide, blind_frame, correlated_noise, recorrupt
+from .recorrupt import BlindFrame, blind_frame, correlated_noise, recorrupt
+from .restored import RestoredFrame, photograph, restored_frame, stabilise
 
 Image = NDArray[np.float32]
 
-NORMALISATION: Final = Normalisation(
-    method="block_percentile", block_px=BLOCK_PX, low_percent=LOW_PERCENT, high_percent=HIGH_PERCENT,
-    minimum_range_z=CameraRanges.minimum_range_z, low_u=-0.5, high_u=0.5,
-)  # fmt: skip
 CAMERA_FRAMES: Final = 8  # of a stack, to estimate its camera from
 REPEATS_USED: Final = 64  # more frames of one scene change its mean by little
 SIGMA_ERROR, CORRELATION_ERROR, LEVEL_ERROR = 0.05, 0.03, 0.05
@@ -126,13 +124,17 @@ def curvature_bias(frame: NDArray[Any], camera: Camera, averaged: int) -> Image:
     return np.asarray(variance / (4.0 * (smooth + reference.ANSCOMBE_OFFSET + readout_variance) ** 1.5), np.float32)
 
 
+Seen = Observation | BlindFrame | RestoredFrame
+
+
 class MeasuredPool:
     """Scenes to draw samples from. Frames are read when drawn, and kept while they fit into the cache.
 
     Parameters
     ----------
     measured_share : of paired samples that stay at the frame's own noise level; the others lie on the way to zero
-    guide : for scenes without any reference, see `recorrupt.blind_frame`
+    guide : reads frames without any reference; needed where there are ``noisy`` scenes
+    recorrupted : show such frames recorrupted, instead of their restorations photographed again
     """
 
     def __init__(
@@ -140,7 +142,8 @@ class MeasuredPool:
         scenes: Sequence[Scene],
         *,
         measured_share: float = 0.8,
-        guide: Guide | None = None,
+        guide: NetworkGuide | None = None,
+        recorrupted: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         self.scenes = list(scenes)
@@ -149,7 +152,8 @@ class MeasuredPool:
         self._held = 0
         self._measured_share = measured_share
         self._guide = guide
-        self._observations: OrderedDict[PlaneAt, Observation | BlindFrame] = OrderedDict()
+        self._recorrupted = recorrupted
+        self._observations: OrderedDict[PlaneAt, Seen] = OrderedDict()
         self._cameras: dict[int, Camera] = {}
         self._means: OrderedDict[int, tuple[NDArray[np.float64], int]] = OrderedDict()
 
@@ -169,7 +173,7 @@ class MeasuredPool:
             noise_correlation=torch.from_numpy(np.stack(correlation).astype(np.float32)),
         )
 
-    def observation(self, scene_index: int, frame_index: int) -> Observation | BlindFrame:
+    def observation(self, scene_index: int, frame_index: int) -> Seen:
         """One frame as the network sees it, whole."""
         scene = self.scenes[scene_index]
         plane = scene.frames[frame_index]
@@ -184,11 +188,11 @@ class MeasuredPool:
             self._held -= dropped.nbytes
         return seen
 
-    def _observe(self, scene_index: int, scene: Scene, plane: PlaneAt) -> Observation | BlindFrame:
+    def _observe(self, scene_index: int, scene: Scene, plane: PlaneAt) -> Seen:
         (frame,) = read_planes([plane])
         camera = self._camera(scene_index, scene)
         if scene.kind == "noisy":
-            return blind_frame(frame, camera, RangeTracker(NORMALISATION), guide=self._guide)
+            return self._without_reference(frame, camera)
         averaged = 1
         if scene.reference is not None:
             (target,) = read_planes([scene.reference])
@@ -200,6 +204,13 @@ class MeasuredPool:
             return observe_frame(frame, camera, scene.kind, target=target, averaged=averaged)
         except TrainingError as error:
             raise TrainingError(f"{plane} and its reference {scene.reference}: {error}") from None
+
+    def _without_reference(self, frame: NDArray[Any], camera: Camera) -> Seen:
+        if self._guide is None:
+            raise TrainingError("noisy frames without any reference need a network as a guide, such as base")
+        if self._recorrupted:
+            return blind_frame(frame, camera, RangeTracker(NORMALISATION), guide=self._guide)
+        return restored_frame(frame, camera, self._guide, lambda: RangeTracker(NORMALISATION))
 
     def _camera(self, scene_index: int, scene: Scene) -> Camera:
         if scene.camera is not None:
@@ -222,22 +233,29 @@ class MeasuredPool:
 Sample = tuple[Image, Image, float, NDArray[np.float64]]  # x, x0, sigma and noise correlation told to the network
 
 
-def _samples(
-    seen: Observation | BlindFrame, size_px: int, rng: np.random.Generator, measured_share: float
-) -> list[Sample]:
+def _samples(seen: Seen, size_px: int, rng: np.random.Generator, measured_share: float) -> list[Sample]:
     """One patch as a sample, or as two where noise is added with either sign."""
-    turn = _Turn(seen.shape, size_px, rng)
-    told = np.clip(np.array(turn.axes(seen.correlation)) + CORRELATION_ERROR * rng.normal(size=2), -0.2, 0.95)
-    belief = seen.sigma * float(np.exp(SIGMA_ERROR * rng.normal()))
+    size = int(rng.integers(len(seen.photons))) if isinstance(seen, RestoredFrame) else 0
+    shape = seen.photons[size].shape if isinstance(seen, RestoredFrame) else seen.shape
+    sigma = seen.ranges[size].sigma if isinstance(seen, RestoredFrame) else seen.sigma
+    turn = _Turn(shape, size_px, rng)
+    correlation = turn.axes(seen.correlation)
+    told = np.clip(np.array(correlation) + CORRELATION_ERROR * rng.normal(size=2), -0.2, 0.95)
+    belief = sigma * float(np.exp(SIGMA_ERROR * rng.normal()))
     shift = np.float32(LEVEL_ERROR * rng.normal())
     if isinstance(seen, BlindFrame):
         patch = seen.map(turn)
-        noise = correlated_noise(patch.shape, turn.axes(seen.correlation), rng)
+        noise = correlated_noise(patch.shape, correlation, rng)
         pairs = [recorrupt(patch, sign * noise) for sign in (1, -1)]
         return [(x + shift, x0 + shift, belief, told) for x, x0 in pairs]
-    x, x0 = turn(seen.u) + shift, turn(seen.target) + shift
-    on_the_way = seen.kind == "paired" and rng.random() > measured_share
-    part = np.float32(0.08 ** rng.random() if on_the_way else 1.0)
+    if isinstance(seen, RestoredFrame):
+        photons, readout = turn(seen.photons[size]), seen.readout_noise_e
+        electrons = photograph(photons, readout, correlation, seen.variance_factor, rng)
+        x, x0 = (seen.ranges[size].to_model(stabilise(image, readout)) + shift for image in (electrons, photons))
+    else:
+        x, x0 = turn(seen.u) + shift, turn(seen.target) + shift
+    has_clean = isinstance(seen, RestoredFrame) or seen.kind == "paired"
+    part = np.float32(0.08 ** rng.random() if has_clean and rng.random() > measured_share else 1.0)
     return [(x0 + part * (x - x0), x0, belief * float(part), told)]
 
 

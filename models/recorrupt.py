@@ -32,9 +32,10 @@ Image = NDArray[np.float32]
 # variance of its noise differs from the camera's
 Guide = Callable[[NDArray[Any], Camera], tuple[Image, float]]
 
-ADDED = 0.5  # strength of the added noise in units of the frame's own
+ADDED = 1.0  # strength of the added noise in units of the frame's own
 GUIDE_BLUR_PX = 2.0
 LEAST_GUIDE_E = 0.02
+WHITE_BELOW = 0.02  # lag-1 correlation that makes no difference
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +136,13 @@ def recorrupt(seen: BlindFrame, noise: Image) -> tuple[Image, Image]:
 
 def correlated_noise(shape: tuple[int, ...], correlation: tuple[float, float], rng: np.random.Generator) -> Image:
     """(H, W) float32 Gaussian noise of unit variance whose lag-1 correlation along (y, x) is the one given."""
-    noise = rng.standard_normal(shape, dtype=np.float32)
+    return filtered(rng.standard_normal(shape, dtype=np.float32), correlation)
+
+
+def filtered(noise: Image, correlation: tuple[float, float]) -> Image:
+    """White noise given this lag-1 correlation along (y, x); its variance stays."""
     for axis, lag_1 in enumerate(correlation):
-        if abs(lag_1) > 0.02:
+        if abs(lag_1) > WHITE_BELOW:
             noise = ndimage.convolve1d(noise, _taps(round(lag_1, 3)), axis=axis, mode="wrap")
     return noise
 
