@@ -151,7 +151,7 @@ def distill(
     """
     settings = replace(settings or DistilSettings(), student_steps=steps)
     teacher = load_network(run)
-    student = _student(teacher, tier, start_from, settings.seed)
+    student = student_of(teacher, tier, start_from, settings.seed)
     fields = fields or Fields.load(data, cache_of(output), simulated=settings.simulated_fields, seed=settings.seed)
     record = run_settings("distill", settings, student, started_from=start_from or (None if tier else run), teacher=run)
     return learn_from(teacher, student, settings, output, fields=fields, record=record, progress=progress)
@@ -169,16 +169,16 @@ def learn_from(
 ) -> Compressed:
     """The distillation proper, also the recovery after pruning; arguments as in `distill`."""
     began = time.monotonic()
-    target = _mean_target if settings.student_steps == 1 else _walk_target
+    target = mean_target if settings.student_steps == 1 else walk_target
     guide = copy.deepcopy(teacher).requires_grad_(False).eval()
     guide.to(settings.torch_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss(network: nn.Module, batch: Batch) -> Tensor:
-        return (_residual(network, batch) - target(guide, batch, settings)).square().mean()
+        return (residual_of(network, batch) - target(guide, batch, settings)).square().mean()
 
     def judged(average: nn.Module) -> float:
         if settings.student_steps == 1:
-            return _standing(average, 1, fields, settings).held_out_loss
+            return standing_of(average, 1, fields, settings).held_out_loss
         with torch.no_grad():
             return float(np.mean([loss(average, batch).item() for batch in _held_out(fields, settings)]))
 
@@ -189,8 +189,8 @@ def learn_from(
     finer = settings.student_steps * settings.substeps if settings.student_steps > 1 else 1
     return Compressed(
         run=output,
-        teacher=_standing(guide, finer, fields, settings),
-        student=_standing(load_network(output), settings.student_steps, fields, settings),
+        teacher=standing_of(guide, finer, fields, settings),
+        student=standing_of(load_network(output), settings.student_steps, fields, settings),
         seconds=time.monotonic() - began,
     )
 
@@ -221,14 +221,14 @@ def photograph(pool: FieldPool, settings: DistilSettings, index: int) -> Batch:
 
 
 @torch.no_grad()
-def _mean_target(teacher: Denoiser, batch: Batch, settings: DistilSettings) -> Tensor:
+def mean_target(teacher: Denoiser, batch: Batch, settings: DistilSettings) -> Tensor:
     """(N, 1, H, W) float32 EDM residual: the teacher's, mixed with that of the truth."""
     truth = edm_residual(batch, teacher.config.sigma_data)
-    return truth if settings.truth_share == 1 else torch.lerp(_residual(teacher, batch), truth, settings.truth_share)
+    return truth if settings.truth_share == 1 else torch.lerp(residual_of(teacher, batch), truth, settings.truth_share)
 
 
 @torch.no_grad()
-def _walk_target(teacher: Denoiser, batch: Batch, settings: DistilSettings) -> Tensor:
+def walk_target(teacher: Denoiser, batch: Batch, settings: DistilSettings) -> Tensor:
     """(N, 1, H, W) float32 EDM residual whose DDIM step lands where the teacher's finer walk does."""
     if not isinstance(batch, WalkBatch):
         raise TypeError(f"got {type(batch).__name__}; expected a WalkBatch")
@@ -249,11 +249,14 @@ def restored(network: Denoiser, batch: Batch) -> Tensor:
     """(N, 1, H, W) float32: the network's x0_hat, ``c_skip x + c_out F``."""
     sigma_data = network.config.sigma_data
     total = batch.sigma**2 + sigma_data**2
-    return sigma_data**2 / total * batch.x + batch.sigma * sigma_data / total.sqrt() * _residual(network, batch)
+    return sigma_data**2 / total * batch.x + batch.sigma * sigma_data / total.sqrt() * residual_of(network, batch)
 
 
-def _residual(network: nn.Module, batch: Batch) -> Tensor:
+def residual_of(network: nn.Module, batch: Batch) -> Tensor:
+    """(N, 1, H, W) float32: what the network says; a detail knob stands at 0, the mean."""
     planes = network_planes(batch, network.config.sigma_data)
+    if network.config.planes > planes.shape[1]:
+        planes = torch.cat([planes, torch.zeros_like(planes[:, :1])], 1)
     residual: Tensor = network(planes.contiguous(memory_format=torch.channels_last))
     return residual.float()
 
@@ -265,7 +268,7 @@ def _held_out(fields: Fields, settings: DistilSettings) -> Iterator[Batch]:
 
 
 @torch.no_grad()
-def _standing(network: nn.Module, steps: int, fields: Fields, settings: DistilSettings) -> Standing:
+def standing_of(network: nn.Module, steps: int, fields: Fields, settings: DistilSettings) -> Standing:
     """Restore held-out frames from their measured level in ``steps`` evaluations, float32."""
     network = network.to(settings.torch_device())
     levels = torch.tensor([schedule.measured(steps)], device=settings.torch_device())
@@ -283,7 +286,7 @@ def _standing(network: nn.Module, steps: int, fields: Fields, settings: DistilSe
     )
 
 
-def _student(teacher: Denoiser, tier: str | None, start_from: str | Path | None, seed: int) -> Denoiser:
+def student_of(teacher: Denoiser, tier: str | None, start_from: str | Path | None, seed: int) -> Denoiser:
     if tier is not None and tier not in TIERS:
         raise TrainingError(f"tier is {tier!r}; choose one of {', '.join(TIERS)}")
     if tier is None:
