@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from typing import Any
 
 import onnx
 import torch
@@ -30,15 +31,40 @@ def to_onnx(network: Denoiser) -> bytes:
     multiple = network.config.multiple
     example = torch.zeros(1, network.config.planes, 4 * multiple, 6 * multiple)
     shape = {2: multiple * torch.export.Dim("h", min=1), 3: multiple * torch.export.Dim("w", min=1)}
+    return graph_of(
+        network.eval().to("cpu", torch.float32, memory_format=torch.contiguous_format),
+        (example,),
+        dynamic_shapes=(shape,),
+        inputs=(INPUT_NAME,),
+        output=OUTPUT_NAME,
+    )
+
+
+def graph_of(
+    module: torch.nn.Module | torch.export.ExportedProgram,
+    example: tuple[torch.Tensor, ...],
+    *,
+    dynamic_shapes: Any,
+    inputs: tuple[str, ...],
+    output: str,
+) -> bytes:
+    """Export a module, or a program that torch.export captured, as a checked ONNX graph without notes of this machine.
+
+    Parameters
+    ----------
+    example : one tensor per input; empty for a captured program, like dynamic_shapes
+    dynamic_shapes : as `torch.export.export` takes them
+    inputs, output : names in the graph
+    """
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own internals
         program = torch.onnx.export(
-            network.eval().to("cpu", torch.float32, memory_format=torch.contiguous_format),
-            (example,),
-            input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_shapes=(shape,),
+            module,
+            example,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=dynamic_shapes,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
