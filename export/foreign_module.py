@@ -22,7 +22,7 @@ from .onnx import graph_of
 
 IMAGE, LEVEL, MEASUREMENT, OUTPUT = "image", "level", "measurement", "prediction"
 MULTIPLES: Final = (1, 2, 4, 8, 16, 32, 64, 128)
-PROBE_SIDES_PX: Final = (64, 128, 256)  # of the receptive radius; beyond, a network counts as seeing the whole frame
+PROBE_SIDES_PX: Final = (128, 256, 512)  # for the receptive radius; beyond, a network counts as seeing everything
 TRIED_SIDE_PX: Final = 48
 
 Told = Literal["timestep", "gamma", "sqrt_gamma", "sigma", "sigma_map"]
@@ -54,7 +54,10 @@ class Calling:
 
 
 class Adapter(nn.Module):
-    """The module behind the inputs and the output that a bundle's network has."""
+    """The module behind the inputs and the output that a bundle's network has.
+
+    Every input takes part in the output, times 0: backends drop inputs that a module ignores, and then refuse them.
+    """
 
     timesteps: Tensor | None
 
@@ -66,7 +69,7 @@ class Adapter(nn.Module):
 
     def forward(self, image: Tensor, level: Tensor) -> Tensor:
         """(1, 1, H, W) and the level as the runtime gives it -> (1, 1, H, W)."""
-        return self.run(image, level, None)
+        return self.run(image, level, None) + 0 * level.sum()
 
     def run(self, image: Tensor, level: Tensor, measurement: Tensor | None) -> Tensor:
         calling, told = self.calling, self._told(level)
@@ -100,7 +103,7 @@ class ConditionalAdapter(Adapter):
 
     def forward(self, image: Tensor, level: Tensor, measurement: Tensor) -> Tensor:  # type: ignore[override]
         """As `Adapter.forward`; the measurement is (1, 1, H, W) in model units."""
-        return self.run(image, level, measurement)
+        return self.run(image, level, measurement) + 0 * (level.sum() + measurement[..., :1, :1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +147,8 @@ def adapt(module: nn.Module, calling: Calling, *, takes_measurement: bool) -> Ad
         raise TrainingError(
             f"the module cannot be copied: {_first_line(error)}; remove hooks and open files"
         ) from error
-    own = own.to("cpu", torch.float32).eval().requires_grad_(False)
+    nn.Module.to(own, "cpu", torch.float32)  # not the module's own method, which may log or refuse
+    own.eval().requires_grad_(False)
     for name, value in own.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise TrainingError(f"weight {name!r} holds NaN or infinite values; expected finite ones: train again")
@@ -251,22 +255,32 @@ def _radius_px(adapter: Adapter, multiple: int) -> int:
     """
     if any(_sees_everything(part) for part in adapter.module.modules()):
         return MAX_SIDE_PX
+    before: int | None = None
     for wanted in PROBE_SIDES_PX:
-        cells = -(-wanted // multiple) | 1
-        side, first = cells * multiple, cells // 2 * multiple
-        inputs = [tensor.clone() for tensor in example(adapter, side, side)]
-        for tensor in (inputs[0], *inputs[2:]):
-            tensor[..., first : first + multiple, first : first + multiple] = torch.nan
-        with torch.no_grad():
-            touched = torch.isnan(adapter(*inputs))[0, 0]
-        rows, columns = (torch.nonzero(touched.any(dim=d)).flatten() for d in (1, 0))
-        if not rows.numel():
-            continue  # NaN was swallowed
-        low, high = int(min(rows[0], columns[0])), int(max(rows[-1], columns[-1]))
-        if low > 0 and high < side - 1:
-            # from the far edge of the cell that was touched: any of its pixels may be the one that is seen
-            return max(first + multiple - 1 - low, high - first)
+        radius = _radius_within(adapter, multiple, wanted)
+        if radius is not None and radius == before:  # dilated layers may reach past the smaller image unseen
+            return radius
+        before = radius
     return MAX_SIDE_PX
+
+
+def _radius_within(adapter: Adapter, multiple: int, side_px: int) -> int | None:
+    """The radius in an image of about this side, or None where its border was reached."""
+    cells = -(-side_px // multiple) | 1
+    side, first = cells * multiple, cells // 2 * multiple
+    inputs = [tensor.clone() for tensor in example(adapter, side, side)]
+    for tensor in (inputs[0], *inputs[2:]):
+        tensor[..., first : first + multiple, first : first + multiple] = torch.nan
+    with torch.no_grad():
+        touched = torch.isnan(adapter(*inputs))[0, 0]
+    rows, columns = (torch.nonzero(touched.any(dim=d)).flatten().tolist() for d in (1, 0))
+    if not rows:  # the module swallows NaN, so nothing can be said
+        return None
+    low, high = min(rows[0], columns[0]), max(rows[-1], columns[-1])
+    if low == 0 or high == side - 1:
+        return None
+    # from the far edge of the cell that was touched: any of its pixels may be the one that is seen
+    return int(max(first + multiple - 1 - low, high - first))
 
 
 def _sees_everything(part: nn.Module) -> bool:

@@ -75,6 +75,13 @@ def test_restore_folder_skips_a_damaged_file_and_says_why(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_wrap_diffusers_makes_a_bundle_that_restores(tmp_path):
+    said = run_python([EXAMPLES / "wrap_diffusers.py", "-o", "mine.photonstep"], tmp_path)
+    assert "tiles are refused" in said
+    assert "restored (128, 128) uint8" in said
+    assert ps.Bundle.load(tmp_path / "mine.photonstep").manifest.authors == ("me",)
+
+
 def test_calibrate_camera_finds_the_simulated_camera(tmp_path):
     said = run_python([EXAMPLES / "calibrate_camera.py"], tmp_path)
     assert "gain: " in said
