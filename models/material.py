@@ -136,9 +136,9 @@ def training_data(sources: Sequence[Source], scenes: Recordings, pool: FieldPool
     """Name, licence and source of everything that the weights will have seen."""
     own = [
         {
-            "name": source.path.resolve().name,
+            "name": source.path.resolve().name[:200],
             "licence": source.licence,
-            "source": f"own recordings, {source.path}; {scenes.field_counts[0]} fields trained on in all",
+            "source": f"the user's own recordings; {scenes.field_counts[0]} fields of view trained on in all",
         }
         for source in sources
     ]

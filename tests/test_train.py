@@ -95,7 +95,7 @@ def test_training_on_pairs_learns_and_leaves_a_whole_run_folder(small, recording
     assert record["stage"] == "train"
     assert record["settings"]["steps"] == 60
     assert record["training_data"][0] == {
-        "name": "data", "licence": "CC-BY-4.0", "source": f"own recordings, {recordings}; 3 fields trained on in all"
+        "name": "data", "licence": "CC-BY-4.0", "source": "the user's own recordings; 3 fields of view trained on in all"
     }  # fmt: skip
     assert [int(row["step"]) for row in rows(output)] == [20, 40, 60]
 
