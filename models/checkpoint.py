@@ -60,6 +60,15 @@ def network_of_bundle(bundle: Bundle) -> Denoiser:
     return _filled(config, state)
 
 
+def task_of(source: str | Path) -> str:
+    """denoise or super_resolution: what the network of a run or bundle was made for; files that do not say denoise."""
+    path = Path(source)
+    if str(source) in shipped_bundles() or path.suffix == SUFFIX:
+        return Bundle.load(find_bundle(source)).manifest.task
+    folder = path if path.is_dir() else path.parent
+    return str(run_record(folder).get("task", "denoise")) if (folder / CONFIG).is_file() else "denoise"
+
+
 def run_record(run: Path) -> dict[str, Any]:
     """``config.json`` of a run folder.
 

@@ -100,6 +100,16 @@ class TrainResult:
     fields_trained: int
     fields_held_out: int
 
+    def __str__(self) -> str:
+        fields = (
+            f"{self.fields_trained} fields of view, {self.fields_held_out} held out; " if self.fields_trained else ""
+        )
+        return (
+            f"{self.steps} steps in {self.seconds / 60:.1f} min; {fields}held-out loss {self.first_held_out_loss:.4f} "
+            f"at the first look, {self.last_held_out_loss:.4f} at the last; weights of step {self.best_step}: "
+            f"{self.weights}"
+        )
+
 
 def train_recordings(
     request: TrainRequest, *, bar: bool | None = None, progress: Callable[[Progress], None] | None = None
@@ -122,12 +132,21 @@ def train_recordings(
     scenes = [scene for source in sources for scene in find_scenes(source)]
     config = request.settings(without_reference=any(scene.kind == "noisy" for scene in scenes))
     sides = split_fields(scenes, config.held_out_share)
-    if (output / WEIGHTS).exists() and not (output / CHECKPOINT).exists():
-        raise TrainingError(f"{output} holds weights but no checkpoint to go on from; choose another output folder")
+    _check_output(output, request.data)
     watch = nullcontext(progress) if progress else Watch(output, f"training {output.name}", bar=bar)
     with watch as shown:
         weights = train(config, request.pool, output, start_from=request.start_from, sources=sources, progress=shown)
     return _result(weights, *(len({scene.field for scene in side}) for side in sides))
+
+
+def _check_output(output: Path, data: tuple[Path, ...]) -> None:
+    if output.exists() and not output.is_dir():
+        raise TrainingError(f"{output} is a file; expected the name of a run folder")
+    for path in data:
+        if output.resolve().is_relative_to(path.resolve()):
+            raise TrainingError(f"{output} lies within the recordings of {path}; choose a folder outside of them")
+    if (output / WEIGHTS).exists() and not (output / CHECKPOINT).exists():
+        raise TrainingError(f"{output} holds weights but no checkpoint to go on from; choose another output folder")
 
 
 def _result(weights: Path, trained: int, held_out: int) -> TrainResult:

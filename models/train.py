@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from ..runtime.errors import TrainingError
 from .best_weights import BestWeights
-from .checkpoint import load_network
+from .checkpoint import load_network, task_of
 from .data import FieldPool, load_pool
 from .guide import NetworkGuide
 from .loop import LoopSettings, Progress, print_progress, run_loop, to_device
 from .material import Drawing, Material, Recordings, gather, held_out_material, training_data, training_material
-from .network import TIERS, Denoiser, grow_into, kmac_per_px, parameter_count
+from .network import INPUT_PLANES, TIERS, Denoiser, grow_into, kmac_per_px, parameter_count
 from .noise import Batch
 from .recordings import Source
 from .run_folder import run_settings
@@ -167,6 +167,10 @@ def _start(config: TrainConfig, start_from: str | Path | None) -> Denoiser:
             raise TrainingError(f"no tier, and nothing to start from; choose a tier: {', '.join(TIERS)}")
         return Denoiser(TIERS[config.tier])
     earlier = load_network(start_from)
+    task = task_of(start_from)
+    if task != "denoise" or earlier.config.planes != INPUT_PLANES:
+        what = f"is made for {task}" if task != "denoise" else "has a detail knob"
+        raise TrainingError(f"{start_from} {what}; training on recordings starts from a denoiser such as base")
     if config.tier is None:
         return earlier
     network = Denoiser(TIERS[config.tier])

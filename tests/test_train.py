@@ -88,6 +88,7 @@ def test_training_on_pairs_learns_and_leaves_a_whole_run_folder(small, recording
     assert result.last_held_out_loss < result.first_held_out_loss
     assert (result.fields_trained, result.fields_held_out) == (3, 1)
     assert result.steps == 60
+    assert "3 fields of view, 1 held out" in str(result)
     assert result.best_step in (20, 40, 60)
     assert result.curve.read_bytes().startswith(b"\x89PNG")
     assert load_network(output).config == TINY
@@ -95,8 +96,10 @@ def test_training_on_pairs_learns_and_leaves_a_whole_run_folder(small, recording
     assert record["stage"] == "train"
     assert record["settings"]["steps"] == 60
     assert record["training_data"][0] == {
-        "name": "data", "licence": "CC-BY-4.0", "source": "the user's own recordings; 3 fields of view trained on in all"
-    }  # fmt: skip
+        "name": "data",
+        "licence": "CC-BY-4.0",
+        "source": "the user's own recordings; 3 fields of view trained on in all",
+    }
     assert [int(row["step"]) for row in rows(output)] == [20, 40, 60]
 
 
@@ -290,6 +293,21 @@ def test_a_start_of_another_shape_is_refused(tmp_path, small, monkeypatch):
         train(
             TrainConfig(steps=2, tier="base"), None, tmp_path / "run", start_from=saved_network(tmp_path / "start.pt")
         )
+
+
+def test_a_start_for_another_task_is_refused(tmp_path, small):
+    start = saved_network(tmp_path / "weights.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"task": "super_resolution"}))
+    with pytest.raises(TrainingError, match="super_resolution"):
+        train(TrainConfig(steps=2), None, tmp_path / "run", start_from=start)
+
+
+def test_the_run_folder_stays_out_of_the_recordings(recordings, tmp_path):
+    with pytest.raises(TrainingError, match="within the recordings"):
+        train_recordings(TrainRequest(data=(recordings,), output=recordings / "run"))
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(TrainingError, match="is a file"):
+        train_recordings(TrainRequest(data=(recordings,), output=tmp_path / "taken"))
 
 
 def test_nothing_to_train_on(tmp_path):
