@@ -77,7 +77,7 @@ class QuantizeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantised:
-    """What `quantize` wrote: files by precision, and the report's entry of each."""
+    """What `quantize` wrote: files of the precisions that pass their gate, and the report's entry of every one."""
 
     folder: Path
     files: dict[str, Path]
@@ -100,7 +100,7 @@ def quantize(
     settings: QuantizeSettings | None = None,
     progress: Progress = print,
 ) -> Quantised:
-    """Write networks of lower precision beside a run's weights.
+    """Write networks of lower precision beside a run's weights; one that misses its gate is reported, not written.
 
     Parameters
     ----------
@@ -245,9 +245,13 @@ def _write(
     report = _read_report(folder)
     files = {}
     for precision, (network, entry) in made.items():
-        files[precision] = folder / MEMBERS[precision]
-        _replace(files[precision], network)
-        report["networks"][precision] = {"member": MEMBERS[precision], "opset": OPSET, **entry}
+        path = folder / MEMBERS[precision]
+        report["networks"][precision] = {"member": path.name if entry["passes"] else None, "opset": OPSET, **entry}
+        if entry["passes"]:
+            files[precision] = path
+            _replace(path, network)
+        else:  # what is in this folder ships
+            path.unlink(missing_ok=True)
     versions = {name: importlib.metadata.version(name) for name in ("onnx", "onnxruntime", "openvino", "torch")}
     described = {**vars(settings), "frames": [Path(frame).name for frame in settings.frames]}
     report |= {"tool": "photonstep.export.quantize", "versions": versions, "settings": described}
@@ -315,13 +319,14 @@ def main() -> None:
     result = quantize(
         arguments.source, precision=arguments.precision, data=arguments.data, output=arguments.output, settings=settings
     )
-    for precision, path in result.files.items():
-        print(f"wrote {path}, {path.stat().st_size / 1e6:.2f} MB")
-        for row in result.entries[precision]["by_noise"]:
+    for precision, entry in result.entries.items():
+        written = f"wrote {result.files[precision]}" if result.passes(precision) else f"{precision} is not written"
+        print(f"{written}, {entry['size_bytes'] / 1e6:.2f} MB")
+        for row in entry["by_noise"]:
             print(
                 f"  sigma {row['sigma']:>12}: {row['loss_db']:+.3f} dB, {row['error_in_noise']:.4f} of the noise apart"
             )
-    if not all(result.passes(precision) for precision in result.files):
+    if not all(result.passes(precision) for precision in result.entries):
         sys.exit("a network misses the gate: ship the higher precision, or fine-tune it with photonstep.export.qat")
 
 

@@ -19,7 +19,7 @@ from photonstep.models.run_folder import run_settings, write_weights
 from photonstep.models.train import TrainConfig
 from photonstep.runtime.errors import TrainingError
 
-SMALL = quantize.QuantizeSettings(per_bin=1, judged_per_bin=2, percentiles=(99.99, 100.0))
+SMALL = quantize.QuantizeSettings(per_bin=1, judged_per_bin=2, percentiles=(99.99, 100.0), gate_db=1.0)
 
 
 def network_of(*, planes=4, scale=0.3):
@@ -242,7 +242,7 @@ def test_a_run_is_quantised_and_the_report_says_what_it_cost(network, tmp_path, 
         assert path.name == entry["member"] == f"step_{precision}.onnx"
         assert entry["size_bytes"] == path.stat().st_size < len(to_onnx(network))
         assert entry["worst_loss_db"] == max(row["loss_db"] for row in entry["by_noise"])
-        assert entry["passes"] == (entry["worst_loss_db"] <= 0.1) == result.passes(precision)
+        assert entry["passes"] == (entry["worst_loss_db"] <= SMALL.gate_db) == result.passes(precision)
         assert all(row["error_in_noise"] > 0 for row in entry["by_noise"])
         assert entry["in_float"][0] == "stem"
     assert set(report["speed_ms_512x512_openvino"]) >= {"fp32", "int8"}
@@ -257,12 +257,16 @@ def test_sensitive_layers_go_back_to_float_until_the_gate_holds(network, tmp_pat
     result = quantize.quantize(run, settings=strict, progress=lambda line: None)
     assert len(result.entries["int8"]["in_float"]) == 4  # the first, the last and two more
     assert not result.passes("int8")
+    assert result.files == {}  # what misses the gate does not ship
+    assert not list((run / "quantized").glob("*.onnx"))
+    report = json.loads((run / "quantized" / "quantization.json").read_text())
+    assert report["networks"]["int8"]["member"] is None
 
 
 def test_ranges_learnt_in_training_are_used_as_they_are(network, graph, ranges, tmp_path, few_fields):
     run = run_folder(network, tmp_path / "run")
     (run / quantize.RANGES).write_text(json.dumps(ranges))
-    free = quantize.QuantizeSettings(per_bin=1, judged_per_bin=1, most_in_float=0)
+    free = quantize.QuantizeSettings(per_bin=1, judged_per_bin=1, most_in_float=0, gate_db=1.0)
     result = quantize.quantize(run, settings=free, progress=lambda line: None)
     assert result.files["int8"].read_bytes() == qdq.with_qdq(graph, ranges, "cpu")
 
