@@ -42,7 +42,6 @@ from .distil import (
     Fields,
     Standing,
     add_arguments,
-    cache_of,
     mean_target,
     photograph,
     residual_of,
@@ -50,6 +49,7 @@ from .distil import (
     settings_from,
     standing_of,
     student_of,
+    write_outcome,
 )  # fmt: skip
 
 CACHE = "detail"
@@ -168,10 +168,13 @@ def distill_detail(
     if plain.config.planes == INPUT_PLANES:
         student = Denoiser(replace(plain.config, planes=INPUT_PLANES + 1))
         grow_into(student, plain)
-    fields = fields or Fields.load(data, cache_of(output), simulated=settings.simulated_fields, seed=settings.seed)
+    fields = fields or Fields.load(data, output, settings)
     guide = copy.deepcopy(teacher).requires_grad_(False).to(settings.torch_device())
     walks, held_out = walked(guide, run, fields, settings, output / CACHE)
-    record = run_settings("distill", settings, student, started_from=start_from or (None if tier else run), teacher=run)
+    record = run_settings(
+        "distill", settings, student, started_from=start_from or (None if tier else run), teacher=run,
+        training_data=fields.sources,
+    )  # fmt: skip
     run_loop(
         student, settings, output,
         batch=lambda index: _batch(walks, fields, settings, index),
@@ -180,7 +183,7 @@ def distill_detail(
     )  # fmt: skip
     trained = load_network(output).to(settings.torch_device())
     explained, energy = _detail_given(trained, held_out)
-    return DetailResult(
+    result = DetailResult(
         run=output,
         teacher=standing_of(guide, 1, fields, settings),
         student=standing_of(trained, 1, fields, settings),
@@ -189,6 +192,8 @@ def distill_detail(
         evaluations=(2 * settings.teacher_steps - 1, steps),
         seconds=time.monotonic() - began,
     )
+    write_outcome(asdict(result), output)
+    return result
 
 
 # --- what the teacher does ---

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from dataclasses import fields as dataclass_fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from torch import Tensor, nn
 from ..models.checkpoint import load_network
 from ..models.data import FieldPool, load_pool
 from ..models.loop import LoopSettings, Progress, print_progress, run_loop, to_device
+from ..models.material import Recordings, training_data
 from ..models.network import TIERS, Denoiser, grow_into, kmac_per_px, parameter_count
 from ..models.noise import Batch, CameraRanges, observe
 from ..models.run_folder import run_settings
@@ -38,6 +41,7 @@ from ..runtime import schedule
 from ..runtime.errors import TrainingError
 
 HELD_OUT_BATCHES = 12
+OUTCOME = "distillation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +120,17 @@ class Fields:
     held_out: FieldPool
 
     @classmethod
-    def load(cls, data: Path | None, cache: Path, *, simulated: int, seed: int) -> Fields:
+    def load(cls, data: Path | None, output: Path, settings: DistilSettings) -> Fields:
+        """The built-in pool; simulated fields are kept beside the run folder ``output``, as training does."""
+        simulated, seed, cache = settings.simulated_fields, settings.seed, output.parent / "cache"
         pool = load_pool(data, cache, simulated=simulated, seed=seed)
-        return cls(pool, load_pool(data, cache, simulated=min(64, simulated), seed=seed, split="val"))
+        held_out = load_pool(data, cache, simulated=min(64, simulated), seed=seed, split="val")
+        return cls(pool.at_least(settings.patch_px), held_out.at_least(settings.patch_px))
+
+    @property
+    def sources(self) -> list[dict[str, str]]:
+        """Name, licence and source of every set that is trained on."""
+        return training_data((), Recordings([], []), self.train)
 
 
 def distill(
@@ -152,8 +164,11 @@ def distill(
     settings = replace(settings or DistilSettings(), student_steps=steps)
     teacher = load_network(run)
     student = student_of(teacher, tier, start_from, settings.seed)
-    fields = fields or Fields.load(data, cache_of(output), simulated=settings.simulated_fields, seed=settings.seed)
-    record = run_settings("distill", settings, student, started_from=start_from or (None if tier else run), teacher=run)
+    fields = fields or Fields.load(data, output, settings)
+    record = run_settings(
+        "distill", settings, student, started_from=start_from or (None if tier else run), teacher=run,
+        training_data=fields.sources,
+    )  # fmt: skip
     return learn_from(teacher, student, settings, output, fields=fields, record=record, progress=progress)
 
 
@@ -187,12 +202,20 @@ def learn_from(
         held_out=judged, record=record, progress=progress,
     )  # fmt: skip
     finer = settings.student_steps * settings.substeps if settings.student_steps > 1 else 1
-    return Compressed(
+    result = Compressed(
         run=output,
         teacher=standing_of(guide, finer, fields, settings),
         student=standing_of(load_network(output), settings.student_steps, fields, settings),
         seconds=time.monotonic() - began,
     )
+    write_outcome(asdict(result), output)
+    return result
+
+
+def write_outcome(result: dict[str, Any], output: Path) -> None:
+    """``distillation.json`` of a run folder: teacher and student on the same held-out batches."""
+    told = {name: value for name, value in result.items() if name != "run"}
+    (output / OUTCOME).write_text(json.dumps(told, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -296,11 +319,6 @@ def student_of(teacher: Denoiser, tier: str | None, start_from: str | Path | Non
     if start_from is not None:
         grow_into(student, load_network(start_from))
     return student
-
-
-def cache_of(output: Path) -> Path:
-    """Simulated fields are kept beside the run folders, as training does."""
-    return output.parent / "cache"
 
 
 def add_arguments(parser: argparse.ArgumentParser, defaults: DistilSettings) -> None:

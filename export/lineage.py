@@ -28,7 +28,7 @@ SOURCES = {
     "bsd_misc": "sample images of the stardist 0.9.2 and spotiflow 0.6.5 packages",
     "vem_demo": "EMDiffuse demo slices (OpenOrganelle mouse liver, MICrONS)",
 }
-OUTCOMES = ("pruning.json",)  # what a stage says of itself beside its log
+OUTCOMES = ("pruning.json", "distillation.json")  # what a stage says of itself beside its log
 LONGEST_LINEAGE = 16
 
 Record = dict[str, Any]

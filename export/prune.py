@@ -30,7 +30,6 @@ from .distil import (
     DistilSettings,
     Fields,
     add_arguments,
-    cache_of,
     learn_from,
     photograph,
     settings_from,
@@ -128,7 +127,7 @@ def prune(
     settings = settings or PruneSettings(target_macs=target_macs, target_ms=target_ms)
     if target_macs is not None or target_ms is not None:
         settings = replace(settings, target_macs=target_macs, target_ms=target_ms)
-    fields = fields or Fields.load(data, cache_of(output), simulated=settings.simulated_fields, seed=settings.seed)
+    fields = fields or Fields.load(data, output, settings)
     output.mkdir(parents=True, exist_ok=True)
     network = load_network(run)
     pruned = _pruned_before(output, settings)
@@ -140,7 +139,9 @@ def prune(
         table = LatencyTable(measure, latency_table or output / "latency.json")
         pruned = select(network, settings, table, fields, output)
     guide = network if teacher is None else load_network(teacher)
-    record = run_settings("prune", settings, pruned, started_from=run, teacher=teacher or run)
+    record = run_settings(
+        "prune", settings, pruned, started_from=run, teacher=teacher or run, training_data=fields.sources
+    )
     return learn_from(guide, pruned, settings, output, fields=fields, record=record, progress=progress)
 
 

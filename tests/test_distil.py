@@ -130,6 +130,18 @@ def test_a_distillation_resumes(fields, teacher, tmp_path):
         distill(teacher, tmp_path / "broken", settings=replace(settings, truth_share=0.1), fields=fields)
 
 
+def test_what_was_learnt_from_and_what_it_gave_is_written_down(teacher, tmp_path):
+    settings = DistilSettings(**SETTINGS | {"steps": 2, "validate_every": 2})
+    result = distill(teacher, tmp_path / "run", settings=settings, progress=None)
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert {"name": "simulated structures", "licence": "MIT", "source": "photonstep.models.simulate"} in (
+        record["training_data"]
+    )
+    told = json.loads((tmp_path / "run" / "distillation.json").read_text())
+    assert told["student"]["psnr_db"] == result.student.psnr_db
+    assert told["teacher"]["held_out_loss"] == result.teacher.held_out_loss
+
+
 # --- a few steps ---
 
 
