@@ -63,18 +63,18 @@ class DetailSettings(DistilSettings):
 
     Parameters
     ----------
-    teacher_steps : Heun steps of the teacher; a multiple of ``student_steps``
+    heun_steps : Heun steps of the teacher; a multiple of ``student_steps``
     cached_batches : batches that the teacher walks over, once
     """
 
-    teacher_steps: int = 16
+    heun_steps: int = 16
     cached_batches: int = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.student_steps > 2 or self.teacher_steps % self.student_steps or self.cached_batches < 1:
+        if self.student_steps > 2 or self.heun_steps % self.student_steps or self.cached_batches < 1:
             raise TrainingError(
-                f"student_steps {self.student_steps}, teacher_steps {self.teacher_steps}, cached_batches "
+                f"student_steps {self.student_steps}, heun_steps {self.heun_steps}, cached_batches "
                 f"{self.cached_batches}; expected 1 or 2, a multiple of it, and at least one batch"
             )
 
@@ -189,7 +189,7 @@ def distill_detail(
         student=standing_of(trained, 1, fields, settings),
         explained=explained,
         energy=energy,
-        evaluations=(2 * settings.teacher_steps - 1, steps),
+        evaluations=(2 * settings.heun_steps - 1, steps),
         seconds=time.monotonic() - began,
     )
     write_outcome(asdict(result), output)
@@ -209,7 +209,7 @@ def walked(
     TrainingError : the folder holds walks of another teacher or other settings
     """
     folder.mkdir(parents=True, exist_ok=True)
-    decisive = ("seed", "batch", "patch_px", "student_steps", "teacher_steps", "simulated_fields", "precision")
+    decisive = ("seed", "batch", "patch_px", "student_steps", "heun_steps", "simulated_fields", "precision")
     made_with = {"teacher": str(name), **{key: asdict(settings)[key] for key in decisive}}
     note = folder / "walks.json"
     if note.exists() and json.loads(note.read_text()) != made_with:
@@ -241,8 +241,8 @@ def _gather(teacher: Denoiser, pool: FieldPool, settings: DetailSettings, files:
 @torch.no_grad()
 def _walk_of(teacher: Denoiser, batch: Batch, settings: DetailSettings) -> list[Walked]:
     """The teacher's Heun walk, as one target for each of the student's levels."""
-    levels = schedule.measured(settings.teacher_steps)
-    stops = levels[:: settings.teacher_steps // settings.student_steps]
+    levels = schedule.measured(settings.heun_steps)
+    stops = levels[:: settings.heun_steps // settings.student_steps]
     with torch.autocast(batch.x.device.type, dtype=torch.bfloat16, enabled=settings.precision == "bf16"):
         states = dict(zip(levels, heun_walk(teacher, batch, levels), strict=True))
         found, sigma_data = [], teacher.config.sigma_data
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--tier", choices=sorted(TIERS), help="size of the student; default: the teacher's")
     parser.add_argument("--from", dest="start_from", help="run or bundle whose weights the student starts with")
     parser.add_argument("--training-steps", type=int, default=defaults.steps, help="optimiser steps")
-    parser.add_argument("--teacher-steps", type=int, default=defaults.teacher_steps, help="Heun steps of the teacher")
+    parser.add_argument("--heun-steps", type=int, default=defaults.heun_steps, help="Heun steps of the teacher")
     parser.add_argument("--cached-batches", type=int, default=defaults.cached_batches, help="walked by the teacher")
     add_arguments(parser, defaults)
     given = parser.parse_args()

@@ -220,7 +220,7 @@ def test_the_heun_walk_is_the_runtimes(fields, teacher):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_walks_end_is_the_target_of_full_detail(fields, teacher, tmp_path, steps):
     network = load_network(teacher)
-    settings = DetailSettings(**SETTINGS, student_steps=steps, teacher_steps=4, cached_batches=1)
+    settings = DetailSettings(**SETTINGS, student_steps=steps, heun_steps=4, cached_batches=1)
     walks, _ = detail.walked(network, "teacher", fields, settings, tmp_path)
     assert len(walks.image) == steps * settings.batch
     batch = photograph(fields.train, replace(settings, student_steps=1, measured_share=1.0), 0)
@@ -237,7 +237,7 @@ def test_the_walks_end_is_the_target_of_full_detail(fields, teacher, tmp_path, s
 
 
 def test_the_knob_turns_from_the_mean_to_the_detail(fields, teacher, tmp_path):
-    settings = DetailSettings(**SETTINGS | {"steps": 400}, teacher_steps=4, cached_batches=12, truth_share=0.0)
+    settings = DetailSettings(**SETTINGS | {"steps": 400}, heun_steps=4, cached_batches=12, truth_share=0.0)
     result = distill_detail(teacher, tmp_path / "run", settings=settings, fields=fields, progress=None)
     student = load_network(tmp_path / "run")
     assert student.config.planes == 5
@@ -255,7 +255,7 @@ def test_the_knob_turns_from_the_mean_to_the_detail(fields, teacher, tmp_path):
 
 
 def test_walks_on_disk_are_not_walked_again(fields, teacher, tmp_path, monkeypatch):
-    settings = DetailSettings(**SETTINGS, teacher_steps=2, cached_batches=2)
+    settings = DetailSettings(**SETTINGS, heun_steps=2, cached_batches=2)
     network = load_network(teacher)
     first, _ = detail.walked(network, teacher, fields, settings, tmp_path)
     (tmp_path / "00001.pt").unlink()  # an interrupted call
@@ -275,7 +275,7 @@ def test_walks_on_disk_are_not_walked_again(fields, teacher, tmp_path, monkeypat
         (DistilSettings, {"student_steps": 3}),
         (DistilSettings, {"truth_share": 1.2}),
         (DetailSettings, {"student_steps": 4}),
-        (DetailSettings, {"student_steps": 2, "teacher_steps": 15}),
+        (DetailSettings, {"student_steps": 2, "heun_steps": 15}),
         (ConsistencySettings, {"sigma_min": 0.0}),
     ],
 )
