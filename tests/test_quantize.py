@@ -253,7 +253,7 @@ def test_a_run_is_quantised_and_the_report_says_what_it_cost(network, tmp_path, 
 
 def test_sensitive_layers_go_back_to_float_until_the_gate_holds(network, tmp_path, few_fields):
     run = run_folder(network, tmp_path / "run")
-    strict = quantize.QuantizeSettings(per_bin=1, judged_per_bin=1, percentiles=(100.0,), gate_db=1e-6, most_in_float=2)
+    strict = quantize.QuantizeSettings(per_bin=1, judged_per_bin=1, percentiles=(100.0,), gate_db=-9.0, most_in_float=2)
     result = quantize.quantize(run, settings=strict, progress=lambda line: None)
     assert len(result.entries["int8"]["in_float"]) == 4  # the first, the last and two more
     assert not result.passes("int8")
