@@ -38,7 +38,7 @@ from .summary import interval_95
 Float = NDArray[np.float32]
 CLEAN_SETS = ("dsb2018", "kromp_nuclei", "bsd_misc", "vem_demo")
 GROUPS = {"w2s8": "widefield cells (means of 400 frames)", "clean": "nuclei, spots and electron microscopy"}
-LIGHT_PHOTONS = (10.0, 40.0, 200.0)
+LIGHT_PHOTONS = (10.0, 40.0, 200.0, 1000.0)
 ITERATIONS = (1, 2, 3, 5, 8, 12, 20)
 SIDE_PX, MARGIN_PX = 512, 8
 BACKGROUND = 0.03  # of the peak

@@ -28,13 +28,14 @@ class OpticsRanges:
     psf_sigma_px : of the point-spread function's core, beyond what the fine field has itself
     skirt_share : of the light that goes into a skirt ``skirt_width`` times as wide, as the rings of an Airy pattern and
         light out of focus do
-    truth_sigma_px : band limit of the fine field: a fine pixel resolves no more than a sharper microscope would
+    truth_sigma_px : band limit of the fine field: a fine pixel resolves no more than a sharper microscope would. Wide,
+        because a network that has only seen the sharpest truths sharpens every soft frame
     """
 
-    psf_sigma_px: tuple[float, float] = (0.7, 2.0)
+    psf_sigma_px: tuple[float, float] = (0.5, 2.0)
     skirt_share: tuple[float, float] = (0.0, 0.3)
     skirt_width: float = 2.0
-    truth_sigma_px: tuple[float, float] = (0.3, 0.8)
+    truth_sigma_px: tuple[float, float] = (0.3, 1.6)
 
 
 def blur(images: Tensor, sigma_px: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class SuperResolutionConfig(LoopSettings):
     patch_px : side of a patch on the fine grid
     measured_share : of the samples at t = 1, where K = 1 restores; the others lie on the bridge
     sharp_share : of the patches that are cut at twice the side and averaged down, so that they hold the finest detail
+    psf_sigma_px, truth_sigma_px : see `models.optics.OpticsRanges`
     """
 
     batch: int = 16
@@ -50,6 +51,11 @@ class SuperResolutionConfig(LoopSettings):
     sharp_share: float = 0.5
     simulated_fields: int = 2000
     degradation_sigma: float = DEGRADATION_SIGMA
+    psf_sigma_px: tuple[float, float] = OpticsRanges.psf_sigma_px
+    truth_sigma_px: tuple[float, float] = OpticsRanges.truth_sigma_px
+
+    def optics(self) -> OpticsRanges:
+        return OpticsRanges(psf_sigma_px=self.psf_sigma_px, truth_sigma_px=self.truth_sigma_px)
 
 
 def train(config: SuperResolutionConfig, data: Path | None, output: Path, *, start_from: str | None = None) -> Path:
@@ -59,7 +65,8 @@ def train(config: SuperResolutionConfig, data: Path | None, output: Path, *, sta
     ----------
     data : folder that holds ``clean/``, or None: simulated fields and scikit-image's samples only
     output : run folder; gets ``config.json``, ``log.csv``, ``checkpoint.pt`` and at the end ``weights.pt``
-    start_from : a denoiser's run folder, weights or bundle, whose body is taken over; stem and head start anew
+    start_from : a run folder, weights or bundle: of a denoiser, whose body is taken over while stem and head start
+        anew, or of super-resolution
 
     Returns
     -------
@@ -118,7 +125,7 @@ def observe(fields: Tensor, low_high: Tensor, generator: torch.Generator, config
     """
     ranges, draw = CameraRanges(), Draw(generator, len(fields))
     photons, levels = illuminate(fields, low_high, draw, ranges)
-    photons, coarse = form_images(photons, draw, OpticsRanges())
+    photons, coarse = form_images(photons, draw, config.optics())
     exposure = photograph(coarse, levels, draw, ranges)
     front_end = FrontEnd.of(exposure, draw, ranges)
     x1, x0 = upsample2(front_end.to_model(exposure.electrons))[:, None], front_end.to_model(photons)[:, None]
@@ -155,7 +162,7 @@ def measure_degradation(pool: FieldPool, config: SuperResolutionConfig, batches:
         fields, low_high = pool.crops(config.batch, config.patch_px, rng)
         draw = Draw(torch.Generator().manual_seed(index), len(fields))
         photons, levels = illuminate(fields, low_high, draw, CameraRanges())
-        fine, coarse = form_images(photons, draw, OpticsRanges())
+        fine, coarse = form_images(photons, draw, config.optics())
         front_end = FrontEnd.of(photograph(coarse, levels, draw, CameraRanges()), draw, CameraRanges())
         error = upsample2(front_end.to_model(coarse)) - front_end.to_model(fine)
         squares.append(float(functional.mse_loss(error, torch.zeros_like(error))))
@@ -167,15 +174,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True, help="optimiser steps")
     parser.add_argument("--data", type=Path, help="folder that holds clean/; without it simulated fields and samples")
     parser.add_argument("-o", "--output", type=Path, required=True, help="run folder; an interrupted run resumes there")
-    parser.add_argument("--from", dest="start_from", help="denoiser whose body to take over: run, weights or bundle")
+    parser.add_argument("--from", dest="start_from", help="run, weights or bundle to start from, also a denoiser's")
     parser.add_argument("--learning-rate", type=float, default=SuperResolutionConfig.learning_rate)
     parser.add_argument("--batch", type=int, default=SuperResolutionConfig.batch)
     parser.add_argument("--seed", type=int, default=SuperResolutionConfig.seed)
     parser.add_argument("--validate-every", type=int, default=SuperResolutionConfig.validate_every)
+    parser.add_argument(
+        "--measured-share", type=float, default=SuperResolutionConfig.measured_share,
+        help="share of samples at t = 1: more favours K = 1, less favours K = 2 to 4",
+    )  # fmt: skip
+    for name, meaning in (("psf", "the wider point-spread function"), ("truth", "the band limit of the truth")):
+        parser.add_argument(
+            f"--{name}-sigma", type=float, nargs=2, metavar=("LOW", "HIGH"),
+            default=getattr(OpticsRanges, f"{name}_sigma_px"), help=f"Gaussian sigma of {meaning}, fine pixels",
+        )  # fmt: skip
     arguments = parser.parse_args()
     config = SuperResolutionConfig(
         steps=arguments.steps, learning_rate=arguments.learning_rate, batch=arguments.batch, seed=arguments.seed,
-        validate_every=arguments.validate_every,
+        validate_every=arguments.validate_every, measured_share=arguments.measured_share,
+        psf_sigma_px=tuple(arguments.psf_sigma), truth_sigma_px=tuple(arguments.truth_sigma),
     )  # fmt: skip
     print(f"wrote {train(config, arguments.data, arguments.output, start_from=arguments.start_from)}")
 

@@ -392,3 +392,21 @@ def test_a_deconvolution_that_knows_the_optics_helps_where_there_is_light(confoc
     scores = {name: benchmark.score(exposure, name, image) for name, image in images.items()}
     assert scores["bicubic_rl"].psnr_db > scores["bicubic"].psnr_db + 0.5
     assert psnr(exposure.truth, images["bicubic"], float(np.ptp(exposure.truth))) > 25
+
+
+# --- the shipped bundle ---
+
+
+@pytest.mark.parametrize(("light", "gain_db"), [(20.0, 2.0), (200.0, 0.6)])
+def test_the_shipped_bundle_beats_interpolation(confocal, light, gain_db):
+    """A floor well under what it was measured at; the frame is the mean of 50 captures that no training saw."""
+    scene = benchmark.Scene(group="clean", field="confocal", plane=0, frame=confocal.reference)
+    exposure = benchmark.expose(scene, light, 1.2)
+    sr2 = ps.load("sr2", device="cpu", backend="openvino", precision="fp32", threads=1)
+    images = dict(benchmark.Methods(sr2, None, 1.2).restored(exposure.counts, ["bicubic", "sr2_k1", "sr2_k2"], {}))
+    scores = {name: benchmark.score(exposure, name, image) for name, image in images.items()}
+    assert scores["sr2_k1"].psnr_db > scores["bicubic"].psnr_db + gain_db
+    assert scores["sr2_k2"].psnr_db > scores["bicubic"].psnr_db + gain_db - 0.3
+    assert scores["sr2_k1"].ssim > scores["bicubic"].ssim
+    assert sr2.restore(exposure.counts, camera=benchmark.CAMERA).flags == ()
+    sr2.close()
