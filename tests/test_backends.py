@@ -26,7 +26,8 @@ def bundle(request):
 
 def real_inputs(bundle, frame, shape=(96, 128), correlation=(0.1, 0.3)):
     """Network inputs of a real frame: its stabilised pixels in the model's range, at an ordinary noise level."""
-    rows, columns = (n // bundle.manifest.model.multiple * bundle.manifest.model.multiple for n in shape)
+    multiple = bundle.manifest.model.multiple
+    rows, columns = (max(n // multiple, 1) * multiple for n in shape)
     u = np.sqrt(frame[:rows, :columns].astype(np.float32)) / 16 - 0.5
     return NetworkInputs(bundle.manifest)(u, 0.06, correlation)
 
