@@ -34,7 +34,7 @@ from .distil import (
     photograph,
     settings_from,
 )  # fmt: skip
-from .shape_latency import LatencyTable, Measure, MeasuredLatency, shape_key
+from .shape_latency import LatencyTable, Measure, MeasuredLatency, neighbourhood, shape_key
 
 PRUNED, PRUNING = "pruned.pt", "pruning.json"
 IMPORTANCE_FROM = 2**41  # batch indices of the samples that importance is measured on
@@ -160,10 +160,11 @@ def select(
             return edm_loss(trial, to_device(photograph(fields.train, small, index), torch.device("cpu")))
 
     rounds: list[dict[str, Any]] = []
+    savings: dict[str, float] = {}
     while not _reached(network.config, full, settings, latency):
         samples = range(IMPORTANCE_FROM, IMPORTANCE_FROM + settings.importance_samples)
         missed = importance(network, loss, samples)
-        candidates = _candidates(network.config, missed, settings.multiple, latency)
+        candidates = _candidates(network.config, missed, settings.multiple, latency, savings)
         if not candidates:
             raise TrainingError(f"{network.config} cannot be narrowed further; ask for less than {_target(settings)}")
         chosen = min(candidates, key=lambda axis: _price(candidates[axis], latency(network.config)))
@@ -189,8 +190,9 @@ def select(
 
 
 def _candidates(
-    config: NetworkConfig, missed: dict[Axis, Tensor], multiple: int, latency: Measure
+    config: NetworkConfig, missed: dict[Axis, Tensor], multiple: int, latency: Measure, savings: dict[str, float]
 ) -> dict[Axis, Candidate]:
+    """Every axis that can lose channels; ``savings`` are those measured so far, by what they depend on."""
     now = latency(config)
     found = {}
     for axis in axes_of(config):
@@ -198,10 +200,12 @@ def _candidates(
         if width <= multiple:
             continue
         smaller = narrowed(config, axis, multiple)
-        ms = latency(smaller)
+        near = neighbourhood(config, axis)
+        if near not in savings:
+            savings[near] = now - latency(smaller)
         found[axis] = Candidate(
-            axis=str(axis), width=width, importance=float(missed[axis].sort().values[:multiple].sum()), ms=ms,
-            saved_ms=now - ms, kmac_per_px=round(kmac_per_px(smaller), 3),
+            axis=str(axis), width=width, importance=float(missed[axis].sort().values[:multiple].sum()),
+            ms=now - savings[near], saved_ms=savings[near], kmac_per_px=round(kmac_per_px(smaller), 3),
         )  # fmt: skip
     return found
 

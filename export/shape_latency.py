@@ -21,7 +21,7 @@ from ..models.network import Denoiser, NetworkConfig
 from ..runtime.backends.choose import BACKENDS
 from ..runtime.backends.protocol import Session
 from ..runtime.errors import TrainingError
-from .channels import blocks_of
+from .channels import Axis, blocks_of
 from .onnx import INPUT_NAME, to_onnx
 
 Measure = Callable[[NetworkConfig], float]
@@ -34,6 +34,20 @@ def shape_key(config: NetworkConfig) -> str:
         levels.setdefault(block.level, []).append(hidden)
     hidden_text = " ".join("+".join(map(str, sorted(levels[level]))) for level in sorted(levels))
     return f"{'-'.join(map(str, config.widths))} | {hidden_text}"
+
+
+def neighbourhood(config: NetworkConfig, axis: Axis) -> str:
+    """The widths that decide what a narrower axis saves: of the convolutions that produce or read its channels.
+
+    What was saved in one network is saved in another with the same neighbourhood, so few candidates need a measurement.
+    """
+    blocks = list(zip(blocks_of(config), config.block_widths, strict=True))
+    if axis.kind == "hidden":
+        block, (stream, hidden) = blocks[axis.index]
+        return f"level {block.level}: {stream} > {hidden}"
+    level = axis.index
+    hidden_text = "+".join(map(str, sorted(h for block, (_, h) in blocks if block.level == level)))
+    return f"stream {level}: {'-'.join(map(str, config.widths[max(level - 1, 0) : level + 2]))} | {hidden_text}"
 
 
 class ShapeGraph:
@@ -72,7 +86,7 @@ class MeasuredLatency:
     """
 
     def __init__(
-        self, widest: NetworkConfig, *, frame_px: int, backend: str, precision: str, threads: int, runs: int = 5
+        self, widest: NetworkConfig, *, frame_px: int, backend: str, precision: str, threads: int, runs: int = 6
     ) -> None:
         if backend not in BACKENDS:
             raise TrainingError(f"backend is {backend!r}; choose one of {', '.join(BACKENDS)}")

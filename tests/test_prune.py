@@ -10,7 +10,7 @@ import torch
 from photonstep.export.channels import axes_of, axes_of_weights, importance, narrowed, width_of, without
 from photonstep.export.distil import Fields
 from photonstep.export.prune import PRUNING, PruneSettings, prune, select
-from photonstep.export.shape_latency import LatencyTable, MeasuredLatency, ShapeGraph, shape_key
+from photonstep.export.shape_latency import LatencyTable, MeasuredLatency, ShapeGraph, neighbourhood, shape_key
 from photonstep.models.checkpoint import load_network
 from photonstep.models.data import Field, FieldPool
 from photonstep.models.network import Denoiser, NetworkConfig, kmac_per_px
@@ -138,6 +138,32 @@ def test_a_shape_is_measured_once_and_kept(tmp_path):
     assert LatencyTable(measure, tmp_path / "latency.json")(narrowed(SMALL, first, 16)) == 3.0
     assert len(asked) == 1
     assert shape_key(narrowed(SMALL, first, 16)) != shape_key(narrowed(SMALL, first, 8))
+
+
+def test_what_is_saved_depends_on_the_neighbourhood_alone():
+    """Counted in multiply-accumulates, which are a sum over convolutions: the same key, the same saving."""
+    saved = {}
+    shapes = [CONFIG, *(narrowed(CONFIG, axis, 16) for axis in axes_of(CONFIG))]
+    shapes += [narrowed(shapes[1], axis, 8) for axis in axes_of(CONFIG)]
+    for config in shapes:
+        for axis in axes_of(config):
+            if width_of(config, axis) > 16:
+                key = neighbourhood(config, axis)
+                saving = kmac_per_px(config) - kmac_per_px(narrowed(config, axis, 16))
+                assert saved.setdefault(key, saving) == pytest.approx(saving, rel=1e-9)
+    assert len(saved) > 20
+
+
+def test_few_shapes_are_measured(fields):
+    asked = []
+
+    def measure(config):
+        asked.append(config)
+        return kmac_per_px(config)
+
+    table = LatencyTable(measure)
+    select(random_network(CONFIG), settings(target_macs=0.6), table, fields)
+    assert len(asked) == len(table.ms) < 60
 
 
 # --- choice ---
