@@ -52,6 +52,8 @@ class DistilSettings(LoopSettings):
     ----------
     student_steps : evaluations that a restoration will take: 1, 2 or 4
     truth_share : of the target, with one step; the rest is the teacher's output
+    teacher_steps : evaluations of the teacher's walk, with one step: where two of them are better than one, one
+        evaluation of the student learns the outcome of both
     substeps : teacher's steps for one of the student's, with two or four
     measured_share : share of samples at the camera's own noise level, with one step; the others lie on the way to
         zero, so that the mean's student can still walk a few steps
@@ -66,6 +68,7 @@ class DistilSettings(LoopSettings):
     batch: int = 16
     patch_px: int = 128
     truth_share: float = 0.5
+    teacher_steps: int = 1
     substeps: int = 4
     measured_share: float = 0.85
     simulated_fields: int = 2000
@@ -74,10 +77,13 @@ class DistilSettings(LoopSettings):
         super().__post_init__()
         if self.student_steps not in (1, 2, 4):
             raise TrainingError(f"student_steps is {self.student_steps}; a student takes 1, 2 or 4")
-        if not (0 <= self.truth_share <= 1 and 0 <= self.measured_share <= 1 and self.substeps >= 1):
+        if not (0 <= self.truth_share <= 1 and 0 <= self.measured_share <= 1):
             raise TrainingError(
-                f"truth_share {self.truth_share}, measured_share {self.measured_share}, substeps {self.substeps}; "
-                "expected shares of 0 to 1 and at least one substep"
+                f"truth_share {self.truth_share}, measured_share {self.measured_share}; expected shares of 0 to 1"
+            )
+        if self.substeps < 1 or self.teacher_steps < 1:
+            raise TrainingError(
+                f"substeps {self.substeps}, teacher_steps {self.teacher_steps}; expected at least one of each"
             )
 
 
@@ -201,7 +207,7 @@ def learn_from(
         student, settings, output, batch=lambda index: photograph(fields.train, settings, index), loss=loss,
         held_out=judged, record=record, progress=progress,
     )  # fmt: skip
-    finer = settings.student_steps * settings.substeps if settings.student_steps > 1 else 1
+    finer = settings.student_steps * settings.substeps if settings.student_steps > 1 else settings.teacher_steps
     result = Compressed(
         run=output,
         teacher=standing_of(guide, finer, fields, settings),
@@ -247,7 +253,11 @@ def photograph(pool: FieldPool, settings: DistilSettings, index: int) -> Batch:
 def mean_target(teacher: Denoiser, batch: Batch, settings: DistilSettings) -> Tensor:
     """(N, 1, H, W) float32 EDM residual: the teacher's, mixed with that of the truth."""
     truth = edm_residual(batch, teacher.config.sigma_data)
-    return truth if settings.truth_share == 1 else torch.lerp(residual_of(teacher, batch), truth, settings.truth_share)
+    if settings.truth_share == 1:
+        return truth
+    arrived = _walk(teacher, batch, torch.tensor([schedule.measured(settings.teacher_steps)]))
+    said = edm_residual(replace(batch, x0=arrived), teacher.config.sigma_data)
+    return torch.lerp(said, truth, settings.truth_share)
 
 
 @torch.no_grad()
@@ -328,6 +338,7 @@ def add_arguments(parser: argparse.ArgumentParser, defaults: DistilSettings) -> 
     for name, text in (
         ("batch", "patches a step"), ("patch_px", "side of a patch"), ("learning_rate", "its highest value"),
         ("truth_share", "of the target; the rest is the teacher's output"), ("seed", "of batches and weights"),
+        ("teacher_steps", "evaluations of the teacher's walk that one of the student's learns"),
         ("measured_share", "share of samples at the camera's own noise level"), ("validate_every", "steps"),
         ("simulated_fields", "how many"), ("ema_decay", "of the averaged weights"), ("device", "auto, cpu or cuda"),
     ):  # fmt: skip
