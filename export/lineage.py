@@ -131,11 +131,19 @@ def _add_bundle(bundle: Bundle, found: _Collected, line: list[Record]) -> None:
     report = json.loads(bundle.read(manifest.report.member)) if manifest.report is not None else {}
     stages = report.get("stages") if isinstance(report, dict) else None
     if isinstance(stages, list) and all(isinstance(stage, dict) for stage in stages):
-        line += [{"stage": "train", **stage} for stage in stages]  # older reports do not name it
+        line += [_completed(stage) for stage in stages]
     line.append(
         {"stage": "bundle", "run": f"{manifest.name} {manifest.version}", "sha256": bundle.sha256,
          "parameters": manifest.model.parameters, "kmac_per_px": manifest.model.kmac_per_px}
     )  # fmt: skip
+
+
+def _completed(stage: Record) -> Record:
+    """A stage of an older report, which holds settings and loss curve alone, in today's form."""
+    curve = stage.get("loss_curve") or []
+    settings = stage.get("configuration", {}).get("train") or {}
+    known = {"stage": "train", "run": str(settings.get("tier", ""))} | (_cost_and_gain(curve) if curve else {})
+    return known | stage
 
 
 def _data_of(record: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -156,14 +164,20 @@ def _stage(run: Path, record: Record) -> Record:
     if config is not None:
         stage |= {"parameters": parameter_count(Denoiser(config)), "kmac_per_px": round(kmac_per_px(config), 2)}
     if curve:
-        stage["cost"] = {"steps": int(curve[-1]["step"]), "seconds": curve[-1]["seconds"]}
-        stage["gained"] = {name: curve[at]["held_out_loss"] for name, at in (("first_held_out_loss", 0),
-                                                                            ("last_held_out_loss", -1))}  # fmt: skip
+        stage |= _cost_and_gain(curve)
     stage["configuration"] = _without_paths(record)
     for name in OUTCOMES:
         if (run / name).exists():
             stage[Path(name).stem] = json.loads((run / name).read_text())
     return stage | {"loss_curve": curve}
+
+
+def _cost_and_gain(curve: list[dict[str, float]]) -> Record:
+    first, last = curve[0], curve[-1]
+    return {
+        "cost": {"steps": int(last["step"]), "seconds": last["seconds"]},
+        "gained": {"first_held_out_loss": first["held_out_loss"], "last_held_out_loss": last["held_out_loss"]},
+    }
 
 
 def _config(record: Record) -> NetworkConfig | None:

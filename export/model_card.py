@@ -44,21 +44,21 @@ def model_card(
     validations : measured comparisons with a teacher or between precisions
     quantisation : ``quantization.json`` of the run, if any network is quantised
     """
-    parts = [
-        f"# {fields['name']} {fields['version']}",
-        f"{USES[fields['task']]} Licence of the weights: {fields['licence']}. Made {fields['created']}.",
-        "## What it learnt from\n",
-        _rows(("data", "licence", "source"), [(d["name"], d["licence"], d["source"]) for d in fields["training_data"]]),
-        "## How it was made\n",
-        _lineage(lineage),
-        "## Size and cost\n",
-        _cost(fields, members),
-    ]
-    if quantisation:
-        parts += ["Quantisation is described in `report.json`, field `quantisation`."]
-    parts += ["## Measured against its teacher\n", *_gates(validations)]
-    parts += ["## Limits\n", _limits(fields), "## How to verify\n", _verify(fields)]
-    return "\n".join(parts).rstrip() + "\n"
+    data = [(d["name"], d["licence"], d["source"]) for d in fields["training_data"]]
+    sections = {
+        "What it learnt from": _rows(("data", "licence", "source"), data),
+        "How it was made": _lineage(lineage),
+        "Size and cost": _cost(fields, members),
+        "Quantisation": _quantisation(quantisation, fields) if quantisation else "",
+        "Measured against its teacher": _gates(validations),
+        "Limits": _limits(fields),
+        "How to verify": _verify(fields),
+    }
+    head = (
+        f"# {fields['name']} {fields['version']}\n\n{USES[fields['task']]} Licence of the weights: "
+        f"{fields['licence']}. Made {fields['created']}.\n"
+    )
+    return "\n".join([head, *(f"## {title}\n\n{text}" for title, text in sections.items() if text)])
 
 
 def _lineage(lineage: Lineage) -> str:
@@ -75,7 +75,35 @@ def _lineage(lineage: Lineage) -> str:
             _number(gained.get("last_held_out_loss"), "{:.4f}"),
         ))  # fmt: skip
     columns = ("stage", "run", "learns from", "kMAC per px", "steps", "minutes", "held-out loss at its end")
-    return _rows(columns, rows) + "\nLosses of stages that draw noise levels differently do not compare.\n"
+    pruned = [stage["pruning"] for stage in lineage.stages if isinstance(stage.get("pruning"), dict)]
+    told = "".join(_pruning(pruning) for pruning in pruned)
+    return _rows(columns, rows) + f"\n{told}Losses of stages that draw noise levels differently do not compare.\n"
+
+
+def _pruning(pruning: Mapping[str, Any]) -> str:
+    """``pruning.json`` in a sentence, as far as it says."""
+    sides = [pruning.get(side) or {} for side in ("before", "after")]
+    figures = [
+        f"{sides[0][name]:.1f} to {sides[1][name]:.1f} {unit}"
+        for name, unit in (("kmac_per_px", "kMAC per pixel"), ("ms", "ms where it was measured"))
+        if all(name in side for side in sides)
+    ]
+    return f"Pruned to {pruning.get('target', 'a smaller size')}: {', '.join(figures)}. " if figures else ""
+
+
+def _quantisation(report: Mapping[str, Any], fields: Mapping[str, Any]) -> str:
+    """``quantization.json`` as a table of what each shipped network loses against its own float32."""
+    shipped = {network["precision"] for network in fields["networks"]}
+    rows = [
+        (
+            precision, str(entry.get("ranges", "")), ", ".join(entry.get("in_float", ())),
+            _number(entry.get("worst_loss_db"), "{:+.3f}"), "yes" if entry.get("passes") else "no",
+        )
+        for precision, entry in report.get("networks", {}).items()
+        if precision in shipped
+    ]  # fmt: skip
+    columns = ("network", "percentile of its ranges", "in float", "worst PSNR loss of a noise bin, dB", "passes")
+    return _rows(columns, rows) + "\nEverything about it is in `report.json`, field `quantisation`.\n"
 
 
 def _cost(fields: Mapping[str, Any], members: Mapping[str, bytes]) -> str:
@@ -94,10 +122,10 @@ def _cost(fields: Mapping[str, Any], members: Mapping[str, bytes]) -> str:
     return "\n".join([*lines, _rows(("network", "for", "MB"), rows)])
 
 
-def _gates(validations: Sequence[Validation]) -> list[str]:
+def _gates(validations: Sequence[Validation]) -> str:
     if not validations:
-        return ["Not measured: this bundle was packaged without a validation. Run `photonstep validate`.\n"]
-    return [markdown(validation) for validation in validations]
+        return "Not measured: this bundle was packaged without a validation. Run `photonstep validate`.\n"
+    return "\n".join(markdown(validation) for validation in validations)
 
 
 def _limits(fields: Mapping[str, Any]) -> str:
@@ -107,7 +135,8 @@ def _limits(fields: Mapping[str, Any]) -> str:
         "(K > 1). Keep the raw frames. Do not measure what was not in the raw data: counts of single molecules, "
         "co-localisation near the resolution, or intensities of structures weaker than the noise.",
         f"Light: made for {limits['photons_min']:g} to {limits['photons_max']:g} photoelectrons per pixel at the "
-        "brightest structures. Darker frames raise the flag `below_photon_floor`: bin or average them first.",
+        "brightest structures. Frames under 2 photoelectrons with little readout noise raise the flag "
+        "`below_photon_floor`: bin or average them first.",
         f"Noise of neighbouring pixels may be correlated up to {limits['max_noise_correlation']:g} (lag 1). Above that "
         "restored frames can show structure that is not there; they raise the flag `correlated_noise`.",
         "Structures unlike anything in the training data can be smoothed away or drawn out; look at the raw frame too.",

@@ -107,6 +107,7 @@ def test_a_fine_tuned_bundle_tells_the_bundle_that_it_started_from(tmp_path):
     lineage = lineage_of(run)
     assert [s["stage"] for s in lineage.stages][-2:] == ["bundle", "train"]
     assert lineage.stages[-2]["run"].startswith("live ")
+    assert lineage.stages[0]["cost"]["steps"] > 0  # also where the bundle's report is of an older form
     assert {d["name"] for d in lineage.training_data} >= {"mine", "simulated structures"}
 
 
@@ -175,13 +176,16 @@ def test_quantised_networks_are_packed_when_they_are_there(runs, test_frame, tmp
     graph = to_onnx(Denoiser(CONFIG))  # stands in for a quantised one: the packing is the same
     for precision in ("int8", "fp16"):
         (folder / f"step_{precision}.onnx").write_bytes(graph)
-    (folder / "quantization.json").write_text('{"tool": "x"}')
+    entry = {"ranges": "99.9", "in_float": ["stem"], "worst_loss_db": 0.05, "passes": True}
+    (folder / "quantization.json").write_text(json.dumps({"networks": {"int8": entry, "fp16": entry}}))
     options = {"name": "q", "version": "1.0.0", "test_frame": test_frame, "frame_steps": ()}
     everything = package(run, tmp_path / "all.photonstep", **options)
-    assert everything.networks == ("fp32", "fp16", "int8") or set(everything.networks) == {"fp32", "fp16", "int8"}
-    assert json.loads(everything.read("report.json"))["quantisation"] == {"tool": "x"}
+    assert set(everything.networks) == {"fp32", "fp16", "int8"}
+    assert json.loads(everything.read("report.json"))["quantisation"]["networks"]["int8"] == entry
+    assert "| int8 | 99.9 | stem | +0.050 | yes |" in everything.read("model_card.md").decode()
     some = package(run, tmp_path / "some.photonstep", precisions=["fp16"], **options)
     assert set(some.networks) == {"fp32", "fp16"}
+    assert "| int8 | 99.9" not in some.read("model_card.md").decode()
     none = package(run, tmp_path / "none.photonstep", precisions=[], **options)
     assert set(none.networks) == {"fp32"}
     with pytest.raises(BundleError, match="no network of int8_symmetric"):
