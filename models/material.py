@@ -17,7 +17,7 @@ from torch import Tensor
 from ..runtime.errors import TrainingError
 from .data import MINIMUM_FIELD_PX, PERMISSIVE_SETS, SKIMAGE_SAMPLES, Field, FieldPool, two_scales
 from .guide import NetworkGuide
-from .measured import MeasuredPool
+from .measured import MeasuredPool, check_agreement
 from .noise import Batch, CameraRanges, observe
 from .recordings import Scene, Source, check_scenes, find_scenes, read_planes, split_fields
 
@@ -84,6 +84,7 @@ def gather(sources: Sequence[Source], held_out_share: float) -> Recordings:
     """
     scenes = [scene for source in sources for scene in find_scenes(source)]
     check_scenes(scenes)
+    check_agreement(scenes)
     train, held_out = split_fields(scenes, held_out_share)
     if scenes and not held_out:
         warnings.warn(

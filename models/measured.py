@@ -15,6 +15,7 @@ Source: Lehtinen et al. 2018 (Noise2Noise), arXiv:1803.04189.
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ CAMERA_FRAMES: Final = 8  # of a stack, to estimate its camera from
 REPEATS_USED: Final = 64  # more frames of one scene change its mean by little
 SIGMA_ERROR, CORRELATION_ERROR, LEVEL_ERROR = 0.05, 0.03, 0.05
 LEAST_AGREEMENT: Final = 0.2
+MOVE_BLOCK_PX: Final = 16
+MOVED: Final = 0.4  # white noise gives 1/16, strongly correlated noise a quarter
 CACHE_BYTES: Final = 1 << 30
 
 
@@ -109,6 +112,37 @@ def fit_reference(frame: NDArray[Any], target: NDArray[Any]) -> Image:
     centred = (x - np.float32(mean_x)).astype(np.float64)
     slope = float(np.vdot(centred, y) / np.vdot(centred, centred))
     return (slope * centred + mean_y).astype(np.float32)
+
+
+def check_agreement(scenes: Sequence[Scene]) -> None:
+    """Before training: a reference shows its frame's field, and repeated frames stand still.
+
+    Raises
+    ------
+    TrainingError : a reference of another field; names both files
+    """
+    for scene in scenes:
+        if scene.reference is not None:
+            frame, target = read_planes([scene.frames[0], scene.reference])
+            try:
+                fit_reference(frame, target)
+            except TrainingError as error:
+                raise TrainingError(f"{scene.frames[0]} and its reference {scene.reference}: {error}") from None
+        elif scene.kind == "repeated":
+            moved = movement(*read_planes([scene.frames[0], scene.frames[-1]]), scene.camera)
+            if moved > MOVED:
+                warnings.warn(
+                    f"{scene.frames[0].path}: first and last frame differ by {moved:.1f} of the noise over blocks of "
+                    f"{MOVE_BLOCK_PX} px: does the sample move? A time-lapse is --kind noisy",
+                    stacklevel=4,
+                )
+
+
+def movement(first: NDArray[Any], last: NDArray[Any], camera: Camera | None) -> float:
+    """How much block means of two frames differ, in units of the noise of a pixel; a common change counts nothing."""
+    camera = camera or Camera.estimate(np.stack([first, last]))
+    difference = (camera.stabilise(last) - camera.stabilise(first)) * np.float32(0.5**0.5)
+    return float(ops.block_means(difference, MOVE_BLOCK_PX).std())
 
 
 def curvature_bias(frame: NDArray[Any], camera: Camera, averaged: int) -> Image:

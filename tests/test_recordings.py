@@ -218,6 +218,21 @@ def test_a_reference_of_another_field_is_named(paired):
         scenes = [s for s in find_scenes(Source(path=paired)) if s.field == "a"] if name == "clean" else []
     with pytest.raises(TrainingError, match=r"a\.tif.*correlate"):
         MeasuredPool(scenes).observation(0, 0)
+    with pytest.raises(TrainingError, match=r"a\.tif.*correlate"):
+        measured.check_agreement(scenes)
+
+
+@pytest.mark.parametrize("kernel", [None, ((1.0, 0.7), (1.0, 0.7))])
+def test_a_time_lapse_is_not_taken_for_repeated_frames(tmp_path, photons, kernel):
+    def stack(*scenes):
+        return np.stack([photograph(p, gain=0.5, offset=100.0, kernel=kernel, seed=i) for i, p in enumerate(scenes)])
+
+    still, moving = stack(photons, photons), stack(photons, np.roll(photons, 20, 0))
+    write(tmp_path / "still" / "a.tif", still, "TYX")
+    write(tmp_path / "moving" / "a.tif", moving, "TYX")
+    measured.check_agreement(find_scenes(Source(path=tmp_path / "still", kind="repeated", camera=CAMERA)))
+    with pytest.warns(UserWarning, match="--kind noisy"):
+        measured.check_agreement(find_scenes(Source(path=tmp_path / "moving", kind="repeated", camera=CAMERA)))
 
 
 @pytest.mark.parametrize(
