@@ -119,7 +119,7 @@ def quantize(
     chosen, network = settings or QuantizeSettings(), load_network(source)
     folder = _folder(source, output)
     graph = to_onnx(network)
-    work = _Work.of(network, graph, _task(source), data, chosen, progress)
+    work = _Work.of(network, graph, task_of(source), data, chosen, progress)
     made: dict[str, tuple[bytes, dict[str, Any]]] = {}
     speed_ms: dict[str, float] = {}
     if precision == "fp16":
@@ -291,7 +291,7 @@ def _folder(source: str | Path, output: Path | None) -> Path:
     return Path(source) / "quantized"
 
 
-def _task(source: str | Path) -> str:
+def task_of(source: str | Path) -> str:
     if _is_bundle(source):
         return Bundle.load(find_bundle(source)).manifest.task
     return str(run_record(Path(source)).get("task", "denoise")) if Path(source).is_dir() else "denoise"

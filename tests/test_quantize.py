@@ -10,7 +10,7 @@ import torch
 from onnx import numpy_helper
 
 from photonstep import BundleError
-from photonstep.export import qdq, quantize, states
+from photonstep.export import qat, qdq, quantize, states
 from photonstep.export.activation_ranges import observed_ranges, percentile_ranges
 from photonstep.export.half import to_half
 from photonstep.export.onnx import to_onnx
@@ -298,3 +298,56 @@ def test_impossible_settings_are_refused():
         quantize.QuantizeSettings(percentiles=(0.999,))
     with pytest.raises(TrainingError, match="states per noise bin"):
         quantize.QuantizeSettings(per_bin=0)
+
+
+# --- quantisation-aware fine-tuning ---
+
+
+def test_rounding_in_torch_is_the_rounding_of_the_graph(network, graph, ranges, planes):
+    with torch.no_grad():
+        ours = qat.rounded(network, ranges)(torch.from_numpy(planes)).numpy()
+    exact, theirs = evaluate(graph, planes), evaluate(qdq.with_qdq(graph, ranges, "cpu"), planes)
+    apart, cost = np.abs(ours - theirs), np.sqrt(np.mean((theirs - exact) ** 2))
+    assert np.median(apart) < 0.1 * cost  # the same but for values on the edge between two steps
+    assert np.sqrt(np.mean(apart**2)) < 0.6 * cost
+
+
+@pytest.mark.parametrize("limits", [(0.0, 3.0), (-1.3, 2.0)])
+def test_a_layer_that_rounds_agrees_with_its_grid(limits):
+    plain = torch.nn.Conv2d(1, 1, 1, bias=False)
+    plain.weight.data.fill_(1.0)
+    layer = qat.RoundedConv2d(plain, limits)
+    x = torch.linspace(-2, 4, 1001)[None, None, None]
+    grid = qdq.activation_grid(limits, "cpu")
+    steps = np.clip(np.rint(x.numpy() / np.float32(grid.scale)) + grid.zero_point, 0, 255)
+    with torch.no_grad():
+        np.testing.assert_allclose(layer(x).numpy(), (steps - grid.zero_point) * grid.scale, atol=1e-5)
+
+
+def test_the_range_and_the_weights_are_learnt():
+    layer = qat.RoundedConv2d(torch.nn.Conv2d(2, 2, 3), (-1.0, 1.0))
+    layer(torch.randn(1, 2, 16, 16)).square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in layer.parameters())
+
+
+def test_fine_tuning_brings_int8_nearer_and_leaves_a_run_to_quantise(network, planes, tmp_path, few_fields):
+    run = run_folder(network, tmp_path / "run")
+    settings = qat.QatSettings(steps=12, learning_rate=1e-3, validate_every=6, per_bin=1, ema_decay=0.5)
+    weights = qat.qat(run, tmp_path / "tuned", settings)
+    rows = (weights.parent / "log.csv").read_text().splitlines()[1:]
+    assert len(rows) == 2
+    record = json.loads((weights.parent / "config.json").read_text())
+    assert (record["stage"], record["started_from"]) == ("quantize", str(run))
+    ranges = json.loads((weights.parent / quantize.RANGES).read_text())
+    tuned = quantize.load_network(weights.parent)
+    assert set(ranges) == set(qdq.quantisable(onnx.load_model_from_string(to_onnx(tuned))))
+    with torch.no_grad():  # what was learnt is in the weights and the ranges
+        exact = network(torch.from_numpy(planes)).numpy()
+    low = evaluate(qdq.with_qdq(to_onnx(tuned), ranges, "cpu"), planes)
+    assert 0 < np.sqrt(np.mean((low - exact) ** 2)) < 0.2 * exact.std()
+    assert qat.qat(run, tmp_path / "tuned", settings) == weights  # finished: nothing to do, nothing lost
+
+
+def test_fine_tuning_in_bfloat16_is_refused():
+    with pytest.raises(TrainingError, match="needs fp32"):
+        qat.QatSettings(steps=1, precision="bf16")
