@@ -52,7 +52,6 @@ MEMBER: Final = "step_fp32.onnx"
 TOLD: Final[tuple[Told, ...]] = ("timestep", "gamma", "sqrt_gamma", "sigma", "sigma_map")
 DEFAULT_STEPS: Final = {"measured": 1, "noise": 50, "degraded": 10, "noisy_degraded": 15}
 DEFAULT_SAMPLER: Final = {"measured": "ddim", "noise": "ddim", "degraded": "ot_ode", "noisy_degraded": "ddpm"}
-MOST_STEPS: Final = 1000
 AGREEMENT: Final = 1e-3  # of the largest output: a graph that took another branch is off by far more
 EDM_RANGE: Final = (0.002, 80.0)  # noise levels where no schedule says them, in model units
 
@@ -68,7 +67,8 @@ class Details:
     sigma_data : standard deviation of clean data in model units; EDM scaling needs it
     sigma_range : lowest and highest noise level that the network knows, model units; None takes the schedule's
     clip_x0 : clip every clean-image estimate to (low, high), as many samplers do; cuts spots brighter than data_range
-    steps, max_steps, sampler : the default plan, and the most steps that are sensible
+    steps, sampler : the default plan; a walk along a schedule has at most as many steps as timesteps
+    max_steps : the most steps that were validated; None takes the default plan's
     multiple : grid in px that height and width must fit; None tries
     receptive_radius_px : how far an output pixel sees; None measures, 8192 means the whole frame
     """
@@ -202,8 +202,10 @@ def _manifest(
     if not low_u < high_u:
         raise TrainingError(f"data_range is {data_range}; expected (low, high), such as (-1, 1)")
     sigma_min, sigma_max = details.sigma_range or _known_levels(speaks, grid)
-    most = details.max_steps or min(MOST_STEPS, len(speaks.alphas_cumprod or speaks.sigmas or (0,) * MOST_STEPS))
-    most -= grid.end == "first_level" and details.max_steps is None
+    room = len(speaks.sigmas or speaks.alphas_cumprod or ()) - (grid.end == "first_level")
+    steps = details.steps or DEFAULT_STEPS[grid.start]
+    if grid.start != "measured" and room > 0:
+        steps = min(steps, room)
     model = {
         "prediction": speaks.prediction,
         "conditioning": speaks.conditioning,
@@ -247,9 +249,9 @@ def _manifest(
         },
         "networks": [{"precision": "fp32", "member": MEMBER, "opset": OPSET}],
         "defaults": {
-            "steps": min(most, details.steps or DEFAULT_STEPS[grid.start]),
+            "steps": steps,
             "sampler": details.sampler or DEFAULT_SAMPLER[grid.start],
-            "max_steps": most,
+            "max_steps": details.max_steps or steps,
         },
         "operating_range": {
             "sigma_min": sigma_min,

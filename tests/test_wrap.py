@@ -130,6 +130,10 @@ def test_an_sr3_network_starts_at_noise_and_looks_at_the_frame(tmp_path, frame):
     assert (once != other).mean() > 0.5
     with pytest.raises(PlanError, match="room for at most 20"):
         restorer.restore(frame, camera=CAMERA, steps=21)
+    restorer.close()
+    other_backend = ps.load(wrapped.bundle, backend="onnxruntime", precision="fp32", threads=1)
+    apart = np.abs(other_backend.restore(frame, camera=CAMERA, seed=1).image.astype(int) - once)
+    assert apart.max() <= 1
 
 
 def test_a_network_that_starts_at_noise_is_the_same_in_tiles(tmp_path, confocal):
@@ -155,7 +159,7 @@ def test_an_i2sb_bridge_starts_at_the_frame(tmp_path, frame, sampler):
         details=Details(sampler=sampler, steps=6),
     )  # fmt: skip
     assert wrapped.bundle.manifest.model.start == "degraded"
-    assert wrapped.bundle.manifest.defaults.max_steps == 39
+    assert wrapped.bundle.manifest.defaults.max_steps == 6  # nobody validated more
 
     def loop(u, sigma):
         return i2sb_loop(network, u, betas, told, 6, noise_of(u.shape[2:], range(6)), ode=sampler == "ot_ode")
