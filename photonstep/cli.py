@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from photonstep import training_commands
 from photonstep.runtime.errors import CameraError, PhotonstepError
 
 if TYPE_CHECKING:
@@ -49,13 +50,13 @@ app = typer.Typer(
 )
 
 BundleOption = Annotated[
-    str, typer.Option(help="Bundle: [cyan]base[/], [cyan]live[/] or the path of a .photonstep file.")
+    str, typer.Option(help="Bundle: [cyan]base[/], [cyan]live[/], [cyan]sr2[/] or the path of a .photonstep file.")
 ]
 DeviceOption = Annotated[
     str, typer.Option(help="auto, cpu or cuda. A device that is asked for and cannot run is an error.")
 ]
 BackendOption = Annotated[str | None, typer.Option(help="openvino or onnxruntime; chosen by a timed run if not given.")]
-PrecisionOption = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+PrecisionOption = Annotated[str, typer.Option(help="auto, fp32, bf16 or int8.")]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores if not given.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output (never an input).")]
 
@@ -137,6 +138,12 @@ def restore(
         str | None,
         typer.Option(help="ddim, ddpm, dpm_solver_pp_2m, heun or consistency. [dim]\\[default: the bundle's][/]"),
     ] = None,
+    detail: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Knob of bundles that have one: 0 is the mean, 1 most texture."
+        ),
+    ] = None,
     output_unit: Annotated[
         Literal["input", "photoelectrons"],
         typer.Option("--unit", help="Keep the input's dtype and unit, or write float32 photoelectrons."),
@@ -156,7 +163,8 @@ def restore(
     from photonstep.runtime.restore import Plan
 
     Plan(steps=steps or 1, sampler=sampler or "ddim")  # a wrong name is told before any work starts
-    given = {name: value for name, value in (("steps", steps), ("sampler", sampler)) if value is not None}
+    asked = {"steps": steps, "sampler": sampler, "detail": detail}
+    given = {name: value for name, value in asked.items() if value is not None}
     plan = work.Plan(
         camera=_camera(camera, offset_adu, gain_e_per_adu, readout_noise_e),
         output=output_unit,
@@ -254,7 +262,7 @@ def calibrate(
 
 
 @app.command()
-def info(bundle: Annotated[str, typer.Argument(help="base, live or the path of a .photonstep file.")]) -> None:
+def info(bundle: Annotated[str, typer.Argument(help="base, live, sr2 or the path of a .photonstep file.")]) -> None:
     """Show what a bundle holds: networks, range, licences of the training data, validation report."""
     from photonstep.report import bundle_tables
     from photonstep.runtime.bundle import Bundle
@@ -318,6 +326,9 @@ def bench(
     _results().print(bench_table(rows))
     if json_file is not None:
         work.write_json(work.bench_record(rows, threads=threads), json_file)
+
+
+training_commands.add_to(app)
 
 
 def print_error(error: PhotonstepError) -> None:
