@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from photonstep import training_commands
-from photonstep.runtime.errors import CameraError, PhotonstepError
+from photonstep.runtime.errors import BundleError, CameraError, PhotonstepError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -262,13 +262,22 @@ def calibrate(
 
 
 @app.command()
-def info(bundle: Annotated[str, typer.Argument(help="base, live, sr2 or the path of a .photonstep file.")]) -> None:
+def info(
+    bundle: Annotated[str, typer.Argument(help="base, live, sr2 or the path of a .photonstep file.")],
+    card: Annotated[bool, typer.Option("--card", help="Print the model card (Markdown) instead.")] = False,
+) -> None:
     """Show what a bundle holds: networks, range, licences of the training data, validation report."""
     from photonstep.report import bundle_tables
     from photonstep.runtime.bundle import Bundle
     from photonstep.runtime.restore import find_bundle
 
-    for table in bundle_tables(Bundle.load(find_bundle(bundle))):
+    opened = Bundle.load(find_bundle(bundle))
+    if card:
+        if opened.manifest.model_card is None:
+            raise BundleError(f"{opened.path.name} holds no model card; leave --card out")
+        print(opened.read(opened.manifest.model_card).decode())
+        return
+    for table in bundle_tables(opened):
         _results().print(table)
 
 

@@ -147,6 +147,8 @@ def bundle_tables(bundle: Bundle) -> Iterator[Group]:
     for item in manifest.training_data:
         data.add_row(*(escape(text) for text in (item.name, item.licence, item.source)))
     yield _titled("\nTraining data", data)
+    if manifest.model_card is not None:
+        yield _titled("", Text(f"model card: {manifest.model_card}; read it with: photonstep info --card", style="dim"))
     if manifest.report is not None:
         content = json.loads(bundle.read(manifest.report.member))
         yield _titled(f"\nValidation report ({manifest.report.member})", _facts(list(flatten(content))))
@@ -221,9 +223,7 @@ def _trial_cells(trial: Trial) -> tuple[str, str, str]:
     if trial.latency is None:
         return "", "", f"[yellow]absent: {escape(str(trial.cause))}[/]"
     verdict = "[dim]the bundle has none[/]"
-    if trial.difference_counts is not None and trial.tolerance_counts is not None:
+    if trial.comparison is not None:
         colour, word = ("green", "fits") if trial.is_right else ("red", "WRONG")
-        verdict = (
-            f"[{colour}]{word}[/]: at most {trial.difference_counts:g} counts apart, {trial.tolerance_counts:g} allowed"
-        )
+        verdict = f"[{colour}]{word}[/]: {trial.comparison}"
     return f"{trial.latency.p50_ms:.1f}", f"{trial.latency.p99_ms:.1f}", verdict

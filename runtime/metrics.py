@@ -71,8 +71,9 @@ def _window_mean(image: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     weights = np.exp(-0.5 * (distance / SSIM_SIGMA) ** 2)
     weights /= weights.sum()
     height, width = (n - 2 * SSIM_RADIUS for n in image.shape)
-    rows = sum(weight * image[k : k + height] for k, weight in enumerate(weights))
-    return sum(weight * rows[:, k : k + width] for k, weight in enumerate(weights))
+    rows = np.sum([weight * image[k : k + height] for k, weight in enumerate(weights)], axis=0)
+    means: npt.NDArray[np.float64] = np.sum([w * rows[:, k : k + width] for k, w in enumerate(weights)], axis=0)
+    return means
 
 
 def fit_affine(reference: npt.ArrayLike, image: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -92,4 +93,5 @@ def fit_affine(reference: npt.ArrayLike, image: npt.ArrayLike) -> npt.NDArray[np
     deviation = image - image.mean()
     variance = float(np.mean(deviation**2))
     slope = float(np.mean(deviation * (reference - reference.mean()))) / variance if variance > 0 else 0.0
-    return slope * deviation + reference.mean()
+    fitted: npt.NDArray[np.float64] = slope * deviation + reference.mean()
+    return fitted
