@@ -20,7 +20,7 @@ from photonstep.runtime import samplers, schedule
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLES = REPOSITORY / "examples"
-DOCUMENTS = ("README.md", "CHANGELOG.md", "docs/design.md", "docs/training.md", "docs/bundle.md", "docs/embedding.md")
+DOCUMENTS = ("README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (REPOSITORY / "docs").glob("*.md")))
 SIGNPOST = re.compile(r"`((?:[a-z_]+/)+[a-z_]+\.py):([A-Za-z_.]+)`")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]+)?\)")
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
