@@ -312,10 +312,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder that holds clean/, for calibration and held-out states")
     parser.add_argument("--frames", type=Path, nargs="*", default=[], help="more real frames (TIFF) to calibrate on")
     parser.add_argument("--in-float", nargs="*", default=[], metavar="LAYER", help="layers that stay in float")
+    parser.add_argument(
+        "--percentiles", type=float, nargs="+", default=PERCENTILES, help="candidates for the share that a range holds"
+    )
     parser.add_argument("-o", "--output", type=Path, help="default: RUN/quantized")
     arguments = parser.parse_args()
     frames = (*QuantizeSettings.frames, *map(str, arguments.frames))
-    settings = QuantizeSettings(frames=frames, in_float=tuple(arguments.in_float))
+    settings = QuantizeSettings(
+        frames=frames, in_float=tuple(arguments.in_float), percentiles=tuple(arguments.percentiles)
+    )
     result = quantize(
         arguments.source, precision=arguments.precision, data=arguments.data, output=arguments.output, settings=settings
     )
