@@ -93,7 +93,7 @@ def test_noise_has_the_correlation_that_is_reported():
 
 
 def test_the_share_of_correlated_cameras_is_the_one_asked_for():
-    draw = noise._Draw(generator(3), 4000)
+    draw = noise.Draw(generator(3), 4000)
     kernels, correlation = correlation_kernels(draw, 0.4)
     assert float((correlation.abs().sum(1) > 1e-3).float().mean()) == pytest.approx(0.4, abs=0.04)
     np.testing.assert_allclose(kernels.square().sum((1, 2)), 1, atol=1e-5)

@@ -158,9 +158,9 @@ def test_impossible_profiles_are_refused(profile, tmp_path):
 
 def test_what_the_bundle_has_not_is_refused(tmp_path):
     with pytest.raises(TrainingError, match="no int8_symmetric; quantise the run"):
-        tensorrt.build("live", precision="int8_symmetric", cache=tmp_path)
+        tensorrt.build("sr2", precision="int8_symmetric", cache=tmp_path)
     with pytest.raises(TrainingError, match="fp16, int8_symmetric"):
-        tensorrt.build("live", precision="int8", cache=tmp_path)
+        tensorrt.build("sr2", precision="int8", cache=tmp_path)
 
 
 @pytest.mark.parametrize("targets", [(), ("sm_10",)])
