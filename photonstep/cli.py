@@ -140,9 +140,7 @@ def restore(
     ] = None,
     detail: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="Knob of bundles that have one: 0 is the mean, 1 most texture."
-        ),
+        typer.Option(min=0, max=1, help="Knob of bundles that have one: 0 is the mean, 1 most texture."),
     ] = None,
     output_unit: Annotated[
         Literal["input", "photoelectrons"],

@@ -100,7 +100,11 @@ def test_a_signal_waits_for_the_step_and_the_next_call_goes_on(tmp_path, capsys,
     before = signal.getsignal(number)
     asked = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}[number]
     with pytest.raises(asked):
-        run(tmp_path / "broken", loss=stopping_at(8, lambda: signal.getsignal(number)(number, None)), checkpoint_seconds=1e6)
+        run(
+            tmp_path / "broken",
+            loss=stopping_at(8, lambda: signal.getsignal(number)(number, None)),
+            checkpoint_seconds=1e6,
+        )
     assert signal.getsignal(number) is before
     assert "stopped at step 8 of 12" in capsys.readouterr().out
     assert not (tmp_path / "broken" / "weights.pt").exists()
