@@ -24,6 +24,20 @@ def bundle(request):
     return ps.Bundle.load(ps.shipped_bundles()[request.param])
 
 
+@pytest.fixture(scope="module")
+def float_bundle(bundle, tmp_path_factory):
+    """The bundle with its float32 network alone."""
+    import json
+
+    fields = json.loads(bundle.manifest.to_json())
+    for name in ("format", "format_version", "members", "frame_graphs", "model_card", "report"):
+        fields.pop(name, None)
+    fields["networks"] = [n for n in fields["networks"] if n["precision"] == "fp32"]
+    kept = [fields["networks"][0]["member"], *(fields["test_frame"][k]["member"] for k in ("input", "expected"))]
+    path = tmp_path_factory.mktemp("float") / "float.photonstep"
+    return write_bundle(path, fields, {name: bundle.read(name) for name in kept})
+
+
 def real_inputs(bundle, frame, shape=(96, 128), correlation=(0.1, 0.3)):
     """Network inputs of a real frame: its stabilised pixels in the model's range, at an ordinary noise level."""
     multiple = bundle.manifest.model.multiple
@@ -55,8 +69,8 @@ def with_int8(bundle, int8_network, folder):
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(bundle, int8_network, tmp_path_factory):
-    return with_int8(bundle, int8_network, tmp_path_factory.mktemp("bundle"))
+def int8_bundle(float_bundle, int8_network, tmp_path_factory):
+    return with_int8(float_bundle, int8_network, tmp_path_factory.mktemp("bundle"))
 
 
 def skip_unless_offered(backend, precision):
@@ -217,16 +231,16 @@ def test_int8_by_name_restores_the_test_frame(int8_bundle, backend):
     restorer.close()
 
 
-def test_int8_is_refused_where_the_bundle_has_none(bundle):
+def test_int8_is_refused_where_the_bundle_has_none(float_bundle):
     with pytest.raises(BackendError, match="holds fp32 and no int8 network"):
-        ps.load(bundle, precision="int8")
+        ps.load(float_bundle, precision="int8")
 
 
-def test_a_precision_that_is_wrong_is_not_chosen_however_fast(bundle, monkeypatch):
+def test_a_precision_that_is_wrong_is_not_chosen_however_fast(float_bundle, monkeypatch):
     if "bf16" not in openvino.precisions("cpu"):
         pytest.skip("this CPU has no bfloat16, so that auto has nothing to turn down")
     monkeypatch.setattr(choose, "PARITY_BUDGET", 1e-9)
-    restorer = ps.load(bundle, threads=1)
+    restorer = ps.load(float_bundle, threads=1)
     assert restorer.precision == "fp32"
     restorer.close()
 
