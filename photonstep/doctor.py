@@ -16,6 +16,7 @@ import numpy.typing as npt
 import photonstep
 from photonstep.demo import DEMO_FRAME
 from photonstep.latency import Latency, measure_latency
+from photonstep.runtime.backends import openvino
 from photonstep.runtime.backends.choose import budget
 from photonstep.runtime.camera import Camera
 from photonstep.runtime.errors import PhotonstepError
@@ -102,9 +103,7 @@ def devices() -> tuple[tuple[str, str], ...]:
     """Return (kind, what is known) of the devices beside the CPU."""
     found = [("NVIDIA GPU", _nvidia())]
     try:
-        import openvino
-
-        core = openvino.Core()
+        core = openvino.core()
         names = [f"{name} ({core.get_property(name, 'FULL_DEVICE_NAME')})" for name in core.available_devices]
         found.append(("OpenVINO devices", ", ".join(names)))
     except (ImportError, RuntimeError) as error:

@@ -1,6 +1,7 @@
 """Backends agree with one another and with what every shipped bundle promises; what they cannot do, they say."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -294,3 +295,23 @@ def test_every_backend_tells_its_version_and_its_precisions():
         assert module.version()[0].isdigit()
         assert module.precisions("cpu")[0] == "fp32"
         assert set(module.precisions("cpu")) <= set(PRECISIONS)
+
+
+def test_ctrl_c_stops_a_program_that_has_used_and_closed_restorers():
+    program = """
+import os, signal, time
+import numpy as np
+import photonstep as ps
+frame = np.random.default_rng(0).poisson(50, (64, 64)).astype(np.uint16)
+restorers = [ps.load("live", device="cpu"), ps.load("live", device="cpu", precision="fp32")]
+while restorers:
+    restorers[0].restore(frame)
+    restorers.pop(0).close()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(10)
+except KeyboardInterrupt:
+    print("stopped in good order")
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "stopped in good order"), ended.stderr

@@ -171,7 +171,7 @@ def test_rivals_take_turns_and_slow_ones_fewer():
 
 
 def test_students_are_timed_against_the_loop():
-    speed = students.measure("live", ["live"], threads=1, rounds=2, loop_rounds=1, side_px=64, loop_steps=4)
+    speed = students.measure("live", ["live"], threads=1, rounds=2, loop_rounds=1, side_px=64, loop_steps=20)
     by_name = {r["name"]: r for r in speed["rows"]}
     assert {"loop", "live fp32"} <= set(by_name)
     assert by_name["loop"]["times_faster_than_the_loop"] == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import threading
 from collections import OrderedDict
 from typing import Any
 
@@ -15,6 +16,24 @@ from .protocol import Array, Precision
 SHAPES_KEPT = 4  # compiled networks for the last few frame shapes; each costs some MB and a fraction of a second
 
 name = "openvino"
+
+_made: list[Any] = []
+_making = threading.Lock()
+
+
+def core() -> Any:
+    """The process's one ``openvino.Core``, made when it is first asked for and kept.
+
+    Each Core gives the thread that makes it a stack for signal handlers and takes it away when the Core goes. Of two
+    Cores that go in the order in which they came, the second puts the first one's stack back, which is gone by then:
+    the next signal, such as Ctrl-C, kills the process. Source: openvinotoolkit/openvino pull request 11894.
+    """
+    with _making:
+        if not _made:
+            import openvino
+
+            _made.append(openvino.Core())
+        return _made[0]
 
 
 def version() -> str | None:
@@ -37,9 +56,7 @@ def unavailable(device: str) -> str | None:
 def precisions(device: str) -> tuple[Precision, ...]:
     if unavailable(device):
         return ()
-    import openvino
-
-    able = _capabilities(openvino.Core())
+    able = _capabilities()
     found: list[Precision] = ["fp32"]
     if "BF16" in able:
         found.append("bf16")
@@ -57,25 +74,22 @@ def open(network: bytes, *, device: str, precision: Precision, threads: int | No
     return OpenVinoSession(network, precision=precision, threads=threads)
 
 
-def _capabilities(core: Any) -> list[str]:
-    return list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+def _capabilities() -> list[str]:
+    return list(core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVinoSession:
     """One network, compiled per frame shape when the shape first comes."""
 
     def __init__(self, network: bytes, *, precision: Precision, threads: int | None) -> None:
-        import openvino
-
         self.backend, self.device, self.precision = name, "cpu", str(precision)
-        self._core = openvino.Core()
         self._settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": self._float_arithmetic(),
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
         try:
-            self._model = self._core.read_model(network, b"")
+            self._model = core().read_model(network, b"")
         except RuntimeError as error:
             raise BackendError(f"OpenVINO refuses the network: {error}") from error
         self._requests: OrderedDict[tuple[tuple[int, ...], ...], Any] = OrderedDict()
@@ -95,14 +109,14 @@ class OpenVinoSession:
 
     def _float_arithmetic(self) -> str:
         """Of the layers in float: an INT8 network's first, last and residual stream are as good in bfloat16."""
-        has_bf16 = "BF16" in _capabilities(self._core)
+        has_bf16 = "BF16" in _capabilities()
         return {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16 else "f32"}[self.precision]
 
     def _compile(self, inputs: dict[str, Array], key: tuple[tuple[int, ...], ...]) -> Any:
         try:
             model = self._model.clone()
             model.reshape({n: list(a.shape) for n, a in inputs.items()})
-            request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+            request = core().compile_model(model, "CPU", self._settings).create_infer_request()
         except RuntimeError as error:
             raise BackendError(f"OpenVINO cannot compile the network for shapes {key}: {error}") from error
         self._requests[key] = request
