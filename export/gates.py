@@ -7,10 +7,11 @@ measured.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from scipy.stats import binom
 
 CameraKind = Literal["known", "blind"]
 CHANCE_BIN, CHANCE_TOTAL = 0.01, 0.05
@@ -118,8 +119,7 @@ def excess_by_chance(teacher: int, student: int) -> float:
 
     Given ``n`` detections in all, each is the student's with probability 1/2 (exact binomial test, one-sided).
     """
-    total = teacher + student
-    return sum(math.comb(total, k) for k in range(student, total + 1)) / 2**total
+    return float(binom.sf(student - 1, teacher + student, 0.5))
 
 
 def _more_than_chance(teacher: int, student: int, level: float) -> tuple[str, ...]:

@@ -210,6 +210,8 @@ def validate(
     ] = "total",
     pool: PoolOption = None,
     scenes: Annotated[int | None, typer.Option(min=0, help="Simulated scenes in every noise bin.")] = None,
+    size_px: Annotated[int | None, typer.Option("--size", min=32, metavar="PX", help="Side of the frames.")] = None,
+    blank_frames: Annotated[int | None, typer.Option(min=0, help="Empty fields for every light level.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="All figures.")] = None,
     html: Annotated[Path | None, typer.Option(help="Report with pictures, one self-contained page.")] = None,
     png: Annotated[Path | None, typer.Option(help="The report's pictures on one sheet.")] = None,
@@ -226,7 +228,7 @@ def validate(
             bundle, against, precision=precision, against_precision=against_precision, steps=steps,
             against_steps=against_steps, gates=work.GATES[gate], data=pool,
             progress=lambda done, total: status.update(f"restored {done} of {total} frames"),
-            **_given({"scenes": scenes}),
+            **_given({"scenes": scenes, "size_px": size_px, "blank_frames": blank_frames}),
         )  # fmt: skip
     console.print(report.table(found))
     for path in report.write_reports(found, json_path=json_path, html_path=html, png_path=png, overwrite=overwrite):

@@ -1,5 +1,6 @@
 """The commands of the training side, one after another on a tiny network: what one writes the next one takes."""
 
+import json
 import sys
 
 import numpy as np
@@ -66,6 +67,17 @@ def test_a_student_is_distilled_pruned_quantised_and_exported(trained, few_field
     again = run("export", trained / "student", "-o", bundle)
     assert again.exit_code == 2
     assert "exists" in again.output
+
+
+def test_a_bundle_passes_its_gates_against_itself_and_fails_against_a_better_one(trained, few_fields, tmp_path):
+    bundle = tmp_path / "untrained.photonstep"
+    assert run("export", trained / "teacher", "-o", bundle, "--frame-steps", 1).exit_code == 0
+    quick = ("--scenes", 1, "--size", 64, "--blank-frames", 1)
+    same = run("validate", bundle, "--against", bundle, *quick, "--json", tmp_path / "same.json")
+    assert same.exit_code == 0, same.output
+    assert json.loads((tmp_path / "same.json").read_text())["passed"] is True
+    worse = run("validate", bundle, "--against", "live", *quick)
+    assert worse.exit_code == 1, worse.output
 
 
 def test_what_is_wrong_is_said_in_one_line(trained, tmp_path):

@@ -143,6 +143,8 @@ def test_a_bin_with_a_large_share_of_chance_sums_exactly():
     from math import comb
 
     assert excess_by_chance(4, 6) == pytest.approx(sum(comb(10, k) for k in (6, 7, 8, 9, 10)) / 1024)
+    assert excess_by_chance(0, 0) == 1
+    assert 0 < excess_by_chance(499_000, 501_000) < 0.05  # many detections take no longer than few
 
 
 # --- spectrum ---
