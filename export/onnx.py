@@ -11,6 +11,7 @@ import onnx
 import torch
 
 from ..models.network import Denoiser
+from ..models.stem import with_strided_stem
 
 OPSET = 20
 INPUT_NAME, OUTPUT_NAME = "planes", "residual"
@@ -32,7 +33,7 @@ def to_onnx(network: Denoiser) -> bytes:
     example = torch.zeros(1, network.config.planes, 4 * multiple, 6 * multiple)
     shape = {2: multiple * torch.export.Dim("h", min=1), 3: multiple * torch.export.Dim("w", min=1)}
     return graph_of(
-        network.eval().to("cpu", torch.float32, memory_format=torch.contiguous_format),
+        with_strided_stem(network).eval().to("cpu", torch.float32, memory_format=torch.contiguous_format),
         (example,),
         dynamic_shapes=(shape,),
         inputs=(INPUT_NAME,),

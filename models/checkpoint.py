@@ -13,6 +13,7 @@ from ..runtime.bundle import SUFFIX, Bundle
 from ..runtime.errors import TrainingError
 from ..runtime.restore import find_bundle, shipped_bundles
 from .network import Denoiser, NetworkConfig, config_of
+from .stem import unshuffled_weight
 
 WEIGHTS, CHECKPOINT, CONFIG = "weights.pt", "checkpoint.pt", "config.json"
 
@@ -51,6 +52,8 @@ def network_of_bundle(bundle: Bundle) -> Denoiser:
 
     graph = onnx.load_model_from_string(bundle.network("fp32")).graph
     state = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer if "." in i.name}
+    if "stem.weight" in state:
+        state["stem.weight"] = unshuffled_weight(state["stem.weight"])
     try:
         config = config_of(state, sigma_data=bundle.manifest.model.sigma_data)
     except ValueError as error:

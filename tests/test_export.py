@@ -21,6 +21,7 @@ from photonstep.models.network import (
     parameter_count,
     receptive_radius_px,
 )
+from photonstep.models.stem import unshuffled_weight
 from photonstep.runtime.onnx_scan import scan_onnx
 
 CONFIGS = {
@@ -61,6 +62,16 @@ def test_onnx_runtime_computes_what_torch_computes(exported):
         (got,) = session.run([OUTPUT_NAME], {INPUT_NAME: planes})
         assert got.shape == wanted.shape
         assert np.abs(got - wanted).max() < 1e-5 * max(1.0, np.abs(wanted).max())
+
+
+def test_the_stem_reads_the_planes_with_a_stride_and_is_the_networks_own_when_read_back(exported):
+    network, content = exported
+    graph, cells = onnx.load_model_from_string(content).graph, network.config.unshuffle
+    assert [graph.node[0].op_type, *graph.node[0].input] == ["Conv", INPUT_NAME, "stem.weight", "stem.bias"]
+    assert not {node.op_type for node in graph.node} & {"Shape", "Reshape", "Transpose"}
+    (weight,) = [onnx.numpy_helper.to_array(i) for i in graph.initializer if i.name == "stem.weight"]
+    assert weight.shape[2:] == (3 * cells, 3 * cells)
+    assert torch.equal(unshuffled_weight(torch.from_numpy(weight.copy())), network.stem.weight)
 
 
 def test_the_graph_carries_no_trace_of_the_exporting_machine(exported):

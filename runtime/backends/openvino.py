@@ -86,6 +86,7 @@ class OpenVinoSession:
         self._settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": self._float_arithmetic(),
+            "ENABLE_CPU_PINNING": False,  # a pinned thread waits while its core is busy and another one is idle
             **({"INFERENCE_NUM_THREADS": threads} if threads else {}),
         }
         try:
