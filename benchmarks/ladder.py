@@ -85,7 +85,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     previous = json.loads(options.json.read_text()) if options.resume and options.json.exists() else {}
     rows = {(r["frame"], r["method"]): LadderRow(**r) for r in previous.get("rows", [])}
     stages = {name: getattr(options, name) for name in STAGES if getattr(options, name)}
-    with opened(options.teacher, stages, threads=options.threads, loop_limit=options.loop_limit) as rungs:
+    with opened(
+        options.teacher, stages, threads=options.threads, loop_limit=options.loop_limit, steps=options.steps
+    ) as rungs:
         document: dict[str, Any] = {
             "command": shlex.join(["python", "-m", "benchmarks.ladder", *options.arguments]),
             "machine": machine.record(),
@@ -160,6 +162,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--distilled", metavar="RUN|BUNDLE")
     parser.add_argument("--pruned", metavar="RUN|BUNDLE", help="default: the float32 network of --int8")
     parser.add_argument("--int8", metavar="BUNDLE", help="a bundle with an int8 network")
+    parser.add_argument("--steps", type=int, choices=(1, 2, 4), help="evaluations of each stage; default: its bundle's")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--splits", nargs="+", choices=("val", "test"), default=["val", "test"])
     parser.add_argument("--limit", type=int, metavar="N", help="at most N frames of each set and split")

@@ -90,7 +90,13 @@ class Rung:
 
 @contextmanager
 def opened(
-    teacher: str, stages: Mapping[str, str], *, threads: int, loop_limit: int | None, loop_steps: int = LOOP_STEPS
+    teacher: str,
+    stages: Mapping[str, str],
+    *,
+    threads: int,
+    loop_limit: int | None,
+    loop_steps: int = LOOP_STEPS,
+    steps: int | None = None,
 ) -> Iterator[list[Rung]]:
     """The ladder from top to bottom.
 
@@ -100,6 +106,7 @@ def opened(
     stages : run folder or bundle by name of `STAGES`; with "int8" alone, its own float32 network stands for the stage
         before it
     loop_limit : frames of each set that the loop restores
+    steps : evaluations that the stages take; None takes each bundle's default
     """
     with TemporaryDirectory() as folder:
         bundles: dict[str, Bundle] = {}
@@ -119,9 +126,9 @@ def opened(
             if source is None:
                 continue
             bundle, precision = bundle_of(source), "int8" if name == "int8" else "fp32"
-            steps = bundle.manifest.defaults.steps
+            taken = steps or bundle.manifest.defaults.steps
             title = {"distilled": "distilled", "pruned": "pruned, float32", "int8": "INT8"}[name]
-            rungs.append(_rung(name, f"{title}, K = {steps}", bundle, precision, steps, threads))
+            rungs.append(_rung(name, f"{title}, K = {taken}", bundle, precision, taken, threads))
         try:
             yield rungs
         finally:

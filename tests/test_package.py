@@ -28,6 +28,7 @@ def make_run(folder, *, stage="train", started_from=None, teacher=None, training
     folder.mkdir(parents=True)
     torch.manual_seed(len(str(folder.name)))
     network = Denoiser(config)
+    torch.nn.init.normal_(network.head.weight, std=0.05)  # training starts it at zero
     record = {
         "stage": stage, "task": "denoise", "settings": {"steps": 40, "seed": 1, **settings},
         "network": config.as_dict(),
@@ -166,6 +167,9 @@ def test_a_detail_network_and_a_few_step_student_are_declared(test_frame, tmp_pa
     assert bundle.manifest.model.detail_input
     assert bundle.manifest.defaults.steps == 2
     assert bundle.manifest.frame_graphs == ()
+    found = validate(bundle, bundle, scenes=1, size_px=64, photons=(10.0,), blank_frames=0)
+    (example,) = found.examples
+    assert np.abs(example.student_detail - example.student).max() > 0  # the knob was turned
 
 
 def test_quantised_networks_are_packed_when_they_are_there(runs, test_frame, tmp_path):
