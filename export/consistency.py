@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.loop import LoopSettings, Progress, print_progress, run_loop
+from ..models.loop import LoopSettings, Progress, print_progress, run_loop, to_device
 from ..models.run_folder import run_settings, write_weights
 from ..runtime import samplers, schedule
 from ..runtime.errors import TrainingError
@@ -120,7 +120,8 @@ def distill_consistency(
 
     @torch.no_grad()
     def held_out(model: nn.Module) -> float:
-        return consistency_loss(model, model, teacher, _noisy(clean, settings, 2**40)).item()
+        there = next(model.parameters()).device
+        return consistency_loss(model, model, teacher, to_device(_noisy(clean, settings, 2**40), there)).item()
 
     run_loop(
         student, settings, output, batch=lambda index: _noisy(clean, settings, index), loss=loss, average=average,

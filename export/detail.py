@@ -42,6 +42,7 @@ from .distil import (
     Fields,
     Standing,
     add_arguments,
+    load_denoiser,
     mean_target,
     photograph,
     residual_of,
@@ -162,7 +163,7 @@ def distill_detail(
     """
     began = time.monotonic()
     settings = replace(settings or DetailSettings(), student_steps=steps)
-    teacher = load_network(run)
+    teacher = load_denoiser(run)
     plain = student_of(teacher, tier, start_from, settings.seed)
     student = plain
     if plain.config.planes == INPUT_PLANES:

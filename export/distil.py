@@ -29,11 +29,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models.checkpoint import load_network
+from ..models.checkpoint import load_network, task_of
 from ..models.data import FieldPool, load_pool
 from ..models.loop import LoopSettings, Progress, print_progress, run_loop, to_device
 from ..models.material import Recordings, training_data
-from ..models.network import TIERS, Denoiser, grow_into, kmac_per_px, parameter_count
+from ..models.network import INPUT_PLANES, TIERS, Denoiser, grow_into, kmac_per_px, parameter_count
 from ..models.noise import Batch, CameraRanges, observe
 from ..models.run_folder import run_settings
 from ..models.train import HELD_OUT, edm_residual, network_planes
@@ -168,8 +168,13 @@ def distill(
     TrainingError : nothing to learn from, or the output holds another run
     """
     settings = replace(settings or DistilSettings(), student_steps=steps)
-    teacher = load_network(run)
+    teacher = load_denoiser(run)
     student = student_of(teacher, tier, start_from, settings.seed)
+    if student.config.planes > INPUT_PLANES:
+        raise TrainingError(
+            f"{start_from or run} has a detail knob, which this would not train; distil from the teacher that it "
+            "came from, or with --detail"
+        )
     fields = fields or Fields.load(data, output, settings)
     record = run_settings(
         "distill", settings, student, started_from=start_from or (None if tier else run), teacher=run,
@@ -255,7 +260,7 @@ def mean_target(teacher: Denoiser, batch: Batch, settings: DistilSettings) -> Te
     truth = edm_residual(batch, teacher.config.sigma_data)
     if settings.truth_share == 1:
         return truth
-    arrived = _walk(teacher, batch, torch.tensor([schedule.measured(settings.teacher_steps)]))
+    arrived = _walk(teacher, batch, torch.tensor([schedule.measured(settings.teacher_steps)], device=batch.x.device))
     said = edm_residual(replace(batch, x0=arrived), teacher.config.sigma_data)
     return torch.lerp(said, truth, settings.truth_share)
 
@@ -319,15 +324,31 @@ def standing_of(network: nn.Module, steps: int, fields: Fields, settings: Distil
     )
 
 
+def load_denoiser(source: str | Path) -> Denoiser:
+    """`load_network` of what was made to denoise: super-resolution learns from other frames.
+
+    Raises
+    ------
+    TrainingError : also for a run or bundle of another task
+    """
+    task = task_of(source)
+    if task != "denoise":
+        raise TrainingError(
+            f"{source} is made for {task}; distillation and pruning take denoisers. Train a smaller network for that "
+            "task instead"
+        )
+    return load_network(source)
+
+
 def student_of(teacher: Denoiser, tier: str | None, start_from: str | Path | None, seed: int) -> Denoiser:
     if tier is not None and tier not in TIERS:
         raise TrainingError(f"tier is {tier!r}; choose one of {', '.join(TIERS)}")
     if tier is None:
-        return copy.deepcopy(teacher) if start_from is None else load_network(start_from)
+        return copy.deepcopy(teacher) if start_from is None else load_denoiser(start_from)
     torch.manual_seed(seed)
     student = Denoiser(TIERS[tier])
     if start_from is not None:
-        grow_into(student, load_network(start_from))
+        grow_into(student, load_denoiser(start_from))
     return student
 
 

@@ -30,7 +30,7 @@ from ..runtime.errors import BundleError, PhotonstepError
 from ..runtime.manifest import Precision
 from ..runtime.restore import load
 from .frame_graph import add_frame_graphs
-from .lineage import Lineage, lineage_of
+from .lineage import Lineage, built_in_data, lineage_of
 from .model_card import model_card
 from .onnx import INPUT_NAME, OPSET, OUTPUT_NAME, to_onnx
 from .validation import Validation
@@ -41,6 +41,8 @@ TOLERANCE_COUNTS = 2.0  # an 8-bit frame's noise is several counts; bfloat16 sta
 TEST_FRAME_PX = 256
 QUANTISED = "quantized"  # folder of a run, written by export.quantize
 CARD, REPORT, CURVES = "model_card.md", "report.json", "validation.png"
+OWN_LICENCE, OWN_AUTHORS = "MIT", ("the photonstep developers",)
+NO_LICENCE, NO_AUTHORS = "NOASSERTION", ("unknown",)
 VERBS = {"train": "trained", "distill": "distilled", "prune": "pruned"}
 
 
@@ -54,7 +56,8 @@ def package(
     frame_steps: Sequence[int] = (1, 4),
     precisions: Sequence[Precision] | None = None,
     validation: Validation | Sequence[Validation] | None = None,
-    licence: str = "MIT",
+    licence: str | None = None,
+    authors: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write the bundle of a run.
@@ -68,13 +71,15 @@ def package(
     frame_steps : numbers of steps for which a whole restoration goes in as one graph
     precisions : beside fp32, those of ``run/quantized`` to ship; None takes all that are there
     validation : results of `export.validate.validate` for this very network
-    licence : SPDX expression, of the weights
+    licence : SPDX expression, of the weights; None is MIT for weights that saw photonstep's own material alone, and
+        NOASSERTION for those that saw other recordings
+    authors : of the weights; None names photonstep's developers, or nobody where other recordings were learnt from
     overwrite : replace an existing file
 
     Raises
     ------
     BundleError : the bundle would not load again, the output exists, a precision is absent, or a validation is of
-        another network
+        another network, or lower precisions were made of other weights
     TrainingError : the run or one that it started from is incomplete
     """
     validations = _as_tuple(validation)
@@ -83,7 +88,7 @@ def package(
     network, lineage = load_network(run), lineage_of(run)
     frame = _test_frame(test_frame)
     camera = Camera.estimate(frame)
-    fields = _manifest(network, name, version, licence, lineage)
+    fields = _manifest(network, name, version, lineage) | _rights(lineage, licence, authors)
     members = {"step_fp32.onnx": to_onnx(network)}
     _add_quantised(fields, members, run / QUANTISED, precisions)
     _check_validations(fields, members, validations)
@@ -111,19 +116,40 @@ def _test_frame(path: Path) -> NDArray[np.uint16]:
     return np.ascontiguousarray(page[:TEST_FRAME_PX, :TEST_FRAME_PX].astype(np.uint16))
 
 
-def _manifest(network: Denoiser, name: str, version: str, licence: str, lineage: Lineage) -> dict[str, Any]:
+def _rights(lineage: Lineage, licence: str | None, authors: Sequence[str] | None) -> dict[str, Any]:
+    """Whose weights they are: photonstep's where nothing but its own material was learnt from."""
+    own = {item["name"] for item in lineage.training_data} <= {item["name"] for item in built_in_data()}
+    return {
+        "licence": licence or (OWN_LICENCE if own else NO_LICENCE),
+        "authors": list(authors or (OWN_AUTHORS if own else NO_AUTHORS)),
+    }
+
+
+def _learnt_with(lineage: Lineage, name: str) -> Any:
+    """A setting that the weights still live by: of the latest stage that has it; training forgets those before it."""
+    for stage in reversed(lineage.stages):
+        record = stage.get("configuration", {})
+        settings = record.get("settings") or record.get("train") or {}
+        if name in settings or stage.get("stage") == "train":
+            return settings.get(name)
+    return None
+
+
+def _manifest(network: Denoiser, name: str, version: str, lineage: Lineage) -> dict[str, Any]:
     config, ranges = network.config, CameraRanges()
-    record = lineage.last.get("configuration", {})
-    settings = record.get("settings") or record.get("train") or {}
-    task = record.get("task", "denoise")
+    task = lineage.last.get("configuration", {}).get("task", "denoise")
+    degradation = float(_learnt_with(lineage, "degradation_sigma") or 0.0)
+    if task == "super_resolution" and not degradation:
+        raise BundleError(
+            f"no stage of {_provenance(lineage)} says its degradation_sigma, which the runtime must tell the network; "
+            "keep the run folders of all stages beside one another"
+        )
     return {
         "name": name,
         "version": version,
         "created": date.today().isoformat(),
         "task": task,
         "scale": 2 if task == "super_resolution" else 1,
-        "licence": licence,
-        "authors": ["the photonstep developers"],
         "provenance": f"{_provenance(lineage)}; docs/{'training' if task == 'denoise' else task}.md",
         "training_data": list(lineage.training_data),
         "model": {
@@ -132,7 +158,7 @@ def _manifest(network: Denoiser, name: str, version: str, licence: str, lineage:
             "sigma_data": config.sigma_data,
             "noise_correlation_input": True,
             "detail_input": config.planes > INPUT_PLANES,
-            "degradation_sigma": float(settings.get("degradation_sigma", 0.0)),
+            "degradation_sigma": degradation,
             "input_names": [INPUT_NAME],
             "output_name": OUTPUT_NAME,
             "channels": 1,
@@ -151,7 +177,7 @@ def _manifest(network: Denoiser, name: str, version: str, licence: str, lineage:
             "high_u": 0.5,
         },
         "networks": [{"precision": "fp32", "member": "step_fp32.onnx", "opset": OPSET}],
-        "defaults": {"steps": int(settings.get("student_steps", 1)), "sampler": "ddim", "max_steps": 4},
+        "defaults": {"steps": int(_learnt_with(lineage, "student_steps") or 1), "sampler": "ddim", "max_steps": 4},
         "operating_range": {
             "sigma_min": 0.002,
             "sigma_max": 0.3,
@@ -185,7 +211,7 @@ def _provenance(lineage: Lineage) -> str:
 def _add_quantised(
     fields: dict[str, Any], members: dict[str, bytes], folder: Path, precisions: Sequence[Precision] | None
 ) -> None:
-    """Networks of lower precision that `export.quantize` left."""
+    """Networks of lower precision that `export.quantize` made of these weights."""
     there = {p: folder / f"step_{p}.onnx" for p in get_args(Precision) if p != "fp32"}
     there = {p: path for p, path in there.items() if path.exists()}
     absent = [p for p in precisions or () if p not in there and p != "fp32"]
@@ -194,8 +220,15 @@ def _add_quantised(
             f"{folder} has no network of {', '.join(absent)} (it has {', '.join(there) or 'none'}); make it with "
             "photonstep quantize"
         )
+    exact = hashlib.sha256(members["step_fp32.onnx"]).hexdigest()
+    made_of = (_quantisation(folder) or {}).get("networks", {})
     for precision, path in there.items():
         if precisions is None or precision in precisions:
+            if made_of.get(precision, {}).get("float_sha256") != exact:
+                raise BundleError(
+                    f"{path} was made of other weights than the run has now, or does not say of which; make it again "
+                    "with photonstep quantize"
+                )
             members[path.name] = path.read_bytes()
             opset = onnx.load_model_from_string(members[path.name]).opset_import[0].version
             fields["networks"].append({"precision": precision, "member": path.name, "opset": opset})
@@ -292,7 +325,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--precisions", nargs="*", choices=get_args(Precision), help="of run/quantized; default: all that are there"
     )
     parser.add_argument("--validation", type=Path, nargs="+", default=[], help="JSON of photonstep validate")
-    parser.add_argument("--licence", default="MIT", help="of the weights, SPDX")
+    parser.add_argument("--licence", help="of the weights, SPDX; default: MIT where only the built-in sets were learnt")
+    parser.add_argument("--author", nargs="+", dest="authors", help="of the weights")
     parser.add_argument("--overwrite", action="store_true")
     options = parser.parse_args(arguments)
     try:
@@ -300,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.run, options.output, name=options.name or options.run.resolve().name, version=options.version,
             test_frame=options.test_frame, frame_steps=options.frame_steps, precisions=options.precisions,
             validation=[Validation.from_dict(json.loads(path.read_text())) for path in options.validation],
-            licence=options.licence, overwrite=options.overwrite,
+            licence=options.licence, authors=options.authors, overwrite=options.overwrite,
         )  # fmt: skip
     except (PhotonstepError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

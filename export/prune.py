@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.checkpoint import load_network
+from ..models.checkpoint import load_network, steps_of
 from ..models.loop import Progress, print_progress, to_device
-from ..models.network import Denoiser, NetworkConfig, kmac_per_px
+from ..models.network import INPUT_PLANES, Denoiser, NetworkConfig, kmac_per_px
 from ..models.run_folder import run_settings, save_whole
 from ..models.train import edm_loss
 from ..runtime.errors import TrainingError
@@ -31,6 +31,7 @@ from .distil import (
     Fields,
     add_arguments,
     learn_from,
+    load_denoiser,
     photograph,
     settings_from,
 )  # fmt: skip
@@ -107,7 +108,7 @@ def prune(
 
     Parameters
     ----------
-    run : what is pruned: run folder, ``weights.pt`` or bundle
+    run : what is pruned: run folder, ``weights.pt`` or bundle; a student of 2 or 4 steps stays one
     output : run folder of the pruned network; an interrupted call resumes there
     target_macs, target_ms : one of them, see `PruneSettings`
     data : folder that holds ``clean/``; None uses simulated fields and samples alone
@@ -129,7 +130,11 @@ def prune(
         settings = replace(settings, target_macs=target_macs, target_ms=target_ms)
     fields = fields or Fields.load(data, output, settings)
     output.mkdir(parents=True, exist_ok=True)
-    network = load_network(run)
+    network, steps = load_denoiser(run), steps_of(run)
+    if network.config.planes > INPUT_PLANES:
+        raise TrainingError(f"{run} has a detail knob, which pruning would not train; prune the mean's network first")
+    if steps > 1:  # a student of few steps recovers step by step: each of its steps is the finest that it has
+        settings = replace(settings, student_steps=steps, substeps=1 if teacher is None else settings.substeps)
     pruned = _pruned_before(output, settings)
     if pruned is None:
         measure = measure or MeasuredLatency(
@@ -138,7 +143,7 @@ def prune(
         )  # fmt: skip
         table = LatencyTable(measure, latency_table or output / "latency.json")
         pruned = select(network, settings, table, fields, output)
-    guide = network if teacher is None else load_network(teacher)
+    guide = network if teacher is None else load_denoiser(teacher)
     record = run_settings(
         "prune", settings, pruned, started_from=run, teacher=teacher or run, training_data=fields.sources
     )

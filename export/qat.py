@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.checkpoint import load_network
+from ..models.checkpoint import load_network, task_of
 from ..models.loop import LoopSettings, run_loop
 from ..models.network import Denoiser
 from ..models.noise import Batch
@@ -31,7 +31,7 @@ from . import states
 from .activation_ranges import percentile_ranges
 from .onnx import to_onnx
 from .qdq import UNSIGNED_LEVELS, WEIGHT_LEVELS, Range
-from .quantize import DEMO_FRAME, RANGES, task_of
+from .quantize import DEMO_FRAME, RANGES
 
 START_PERCENTILE = 99.99
 

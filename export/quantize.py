@@ -12,6 +12,7 @@ time. What it costs is then measured on held-out states in every noise bin. The 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.metadata
 import json
 import sys
@@ -22,11 +23,11 @@ from typing import Any, Final
 
 import onnx
 
-from ..models.checkpoint import load_network, run_record
+from ..models.checkpoint import load_network, task_of
 from ..models.network import Denoiser
-from ..runtime.bundle import SUFFIX, Bundle
+from ..runtime.bundle import SUFFIX
 from ..runtime.errors import TrainingError
-from ..runtime.restore import find_bundle, shipped_bundles
+from ..runtime.restore import shipped_bundles
 from . import judge, states
 from .activation_ranges import percentile_ranges
 from .half import to_half
@@ -232,7 +233,10 @@ class _Work:
         passes = worst <= self.settings.gate_db
         verdict = "passes" if passes else "MISSES"
         self.progress(f"{precision}: worst loss {worst:.3f} dB, {verdict} the gate of {self.settings.gate_db} dB")
-        return {**facts, "size_bytes": len(network), "worst_loss_db": worst, "passes": passes, "by_noise": rows}
+        return {
+            **facts, "float_sha256": hashlib.sha256(self.graph).hexdigest(), "size_bytes": len(network),
+            "worst_loss_db": worst, "passes": passes, "by_noise": rows,
+        }  # fmt: skip
 
 
 def _write(
@@ -289,12 +293,6 @@ def _folder(source: str | Path, output: Path | None) -> Path:
     if not Path(source).is_dir():
         raise TrainingError(f"{source} is no run folder, so it has no quantized/ of its own; name an output folder")
     return Path(source) / "quantized"
-
-
-def task_of(source: str | Path) -> str:
-    if _is_bundle(source):
-        return Bundle.load(find_bundle(source)).manifest.task
-    return str(run_record(Path(source)).get("task", "denoise")) if Path(source).is_dir() else "denoise"
 
 
 def _learnt_ranges(source: str | Path) -> dict[float | str, dict[str, Range]] | None:

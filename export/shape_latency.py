@@ -18,6 +18,7 @@ import torch
 from onnx import numpy_helper
 
 from ..models.network import Denoiser, NetworkConfig
+from ..models.stem import strided_weight
 from ..runtime.backends.choose import BACKENDS
 from ..runtime.backends.protocol import Session
 from ..runtime.errors import TrainingError
@@ -59,7 +60,8 @@ class ShapeGraph:
 
     def of(self, config: NetworkConfig, weights: dict[str, torch.Tensor] | None = None) -> bytes:
         """ONNX bytes of a narrower network; without ``weights``, of arbitrary ones."""
-        weights = weights if weights is not None else _filled(config).state_dict()
+        weights = dict(weights if weights is not None else _filled(config).state_dict())
+        weights["stem.weight"] = strided_weight(weights["stem.weight"], config.unshuffle)  # as `to_onnx` has it
         for initialiser in self._model.graph.initializer:
             if initialiser.name in weights:
                 value = np.ascontiguousarray(weights[initialiser.name].numpy())

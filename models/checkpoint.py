@@ -72,6 +72,16 @@ def task_of(source: str | Path) -> str:
     return str(run_record(folder).get("task", "denoise")) if (folder / CONFIG).is_file() else "denoise"
 
 
+def steps_of(source: str | Path) -> int:
+    """Evaluations that a restoration with a run or bundle takes: more than one for what was distilled to that many."""
+    path = Path(source)
+    if str(source) in shipped_bundles() or path.suffix == SUFFIX:
+        return Bundle.load(find_bundle(source)).manifest.defaults.steps
+    folder = path if path.is_dir() else path.parent
+    settings = run_record(folder).get("settings", {}) if (folder / CONFIG).is_file() else {}
+    return int(settings.get("student_steps", 1))
+
+
 def run_record(run: Path) -> dict[str, Any]:
     """``config.json`` of a run folder.
 

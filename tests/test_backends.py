@@ -222,6 +222,22 @@ def test_int8_that_is_computed_wrongly_is_not_chosen(int8_bundle, monkeypatch):
     restorer.close()
 
 
+def test_a_precision_that_the_library_refuses_is_passed_over(int8_bundle, monkeypatch):
+    skip_unless_offered("openvino", "int8")
+    compiled = openvino.OpenVinoSession._compile
+
+    def refusing(session, inputs, key):
+        if session.precision != "fp32":
+            raise BackendError("no such kernel")
+        return compiled(session, inputs, key)
+
+    monkeypatch.setattr(openvino.OpenVinoSession, "_compile", refusing)
+    restorer = ps.load(int8_bundle, threads=1)
+    assert restorer.precision == "fp32"
+    assert "int8 cannot run here: no such kernel" in restorer.choice.reason
+    restorer.close()
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_int8_by_name_restores_the_test_frame(int8_bundle, backend):
     skip_unless_offered(backend, "int8")

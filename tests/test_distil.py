@@ -90,6 +90,34 @@ def test_the_target_of_the_mean_lies_between_teacher_and_truth(fields, teacher):
     assert (said - truth).abs().mean() > 0.1
 
 
+def test_the_target_is_computed_where_the_batch_is(fields, teacher):
+    settings = DistilSettings(**SETTINGS, teacher_steps=2)
+    batch = photograph(fields.train, settings, 0)
+    elsewhere = replace(
+        batch, **{key: getattr(batch, key).to("meta") for key in ("x", "x0", "sigma", "noise_correlation")}
+    )
+    assert mean_target(load_network(teacher).to("meta"), elsewhere, settings).device.type == "meta"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_it_trains_on_a_gpu(fields, teacher, tmp_path):
+    gpu = SETTINGS | {"device": "cuda", "steps": 4, "validate_every": 2}
+    distill(teacher, tmp_path / "mean", settings=DistilSettings(**gpu), fields=fields)
+    distill(teacher, tmp_path / "walk", steps=2, settings=DistilSettings(**gpu), fields=fields)
+    distill_detail(teacher, tmp_path / "detail", settings=DetailSettings(**gpu, cached_batches=1), fields=fields)
+
+
+def test_what_cannot_be_distilled_is_said_first(fields, teacher, tmp_path):
+    with pytest.raises(TrainingError, match="made for super_resolution"):
+        distill("sr2", tmp_path / "a", settings=DistilSettings(**SETTINGS), fields=fields)
+    knob = tmp_path / "knob"
+    knob.mkdir()
+    write_weights(Denoiser(replace(TINY, planes=5)), knob, 0)
+    with pytest.raises(TrainingError, match="detail knob"):
+        distill(knob, tmp_path / "b", settings=DistilSettings(**SETTINGS), fields=fields)
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_smaller_student_approaches_its_teacher(fields, teacher, tmp_path, monkeypatch):
     monkeypatch.setitem(TIERS, "tiny", NetworkConfig(widths=(16,)))
     settings = DistilSettings(**SETTINGS, truth_share=0.0, measured_share=1.0)

@@ -1,5 +1,6 @@
 """What a bundle tells of itself: lineage, data, quantised networks, frame graphs, validations, and the model card."""
 
+import hashlib
 import json
 import shutil
 
@@ -15,6 +16,7 @@ from photonstep.export.onnx import to_onnx
 from photonstep.export.package import package
 from photonstep.export.validate import validate
 from photonstep.export.validation import Validation
+from photonstep.models.checkpoint import load_network
 from photonstep.models.network import Denoiser, NetworkConfig
 from photonstep.runtime.bundle import Bundle
 from photonstep.runtime.errors import BundleError, TrainingError
@@ -23,14 +25,24 @@ CONFIG = NetworkConfig(widths=(16, 16))
 OWN = {"name": "mine", "licence": "CC-BY-4.0", "source": "own recordings"}
 
 
-def make_run(folder, *, stage="train", started_from=None, teacher=None, training_data=None, config=CONFIG, **settings):
+def make_run(
+    folder,
+    *,
+    stage="train",
+    task="denoise",
+    started_from=None,
+    teacher=None,
+    training_data=None,
+    config=CONFIG,
+    **settings,
+):
     """A finished run folder of random weights."""
     folder.mkdir(parents=True)
     torch.manual_seed(len(str(folder.name)))
     network = Denoiser(config)
     torch.nn.init.normal_(network.head.weight, std=0.05)  # training starts it at zero
     record = {
-        "stage": stage, "task": "denoise", "settings": {"steps": 40, "seed": 1, **settings},
+        "stage": stage, "task": task, "settings": {"steps": 40, "seed": 1, **settings},
         "network": config.as_dict(),
         "started_from": started_from, "teacher": teacher, "training_data": training_data or [],
     }  # fmt: skip
@@ -172,15 +184,43 @@ def test_a_detail_network_and_a_few_step_student_are_declared(test_frame, tmp_pa
     assert np.abs(example.student_detail - example.student).max() > 0  # the knob was turned
 
 
+def test_what_a_stage_does_not_say_is_that_of_the_stage_before(test_frame, tmp_path):
+    options = {"version": "1.0.0", "test_frame": test_frame, "frame_steps": ()}
+    few = make_run(tmp_path / "few", stage="distill", student_steps=2)
+    rounded = make_run(tmp_path / "rounded", stage="quantize", started_from=str(few))
+    again = make_run(tmp_path / "again", started_from=str(rounded))  # trained anew: one step
+    made = [package(run, tmp_path / f"{run.name}.photonstep", name="a", **options) for run in (rounded, again)]
+    assert [bundle.manifest.defaults.steps for bundle in made] == [2, 1]
+    sharp = make_run(tmp_path / "sharp", task="super_resolution", degradation_sigma=0.05)
+    rounded = make_run(tmp_path / "rounded2", stage="quantize", task="super_resolution", started_from=str(sharp))
+    bundle = package(rounded, tmp_path / "sharp.photonstep", name="a", **options)
+    assert (bundle.manifest.scale, bundle.manifest.model.degradation_sigma) == (2, 0.05)
+    shutil.rmtree(sharp)
+    with pytest.raises(BundleError, match="degradation_sigma"):
+        package(rounded, tmp_path / "cut.photonstep", name="a", **options)
+
+
+def test_weights_that_saw_other_recordings_are_not_credited_to_photonstep(runs, packaged, test_frame, tmp_path):
+    assert (packaged.manifest.licence, packaged.manifest.authors) == ("NOASSERTION", ("unknown",))
+    options = {"name": "a", "version": "1.0.0", "test_frame": test_frame, "frame_steps": ()}
+    ours = package(make_run(tmp_path / "ours"), tmp_path / "ours.photonstep", **options)
+    assert (ours.manifest.licence, ours.manifest.authors) == ("MIT", ("the photonstep developers",))
+    told = package(
+        runs["small"], tmp_path / "told.photonstep", licence="CC-BY-4.0", authors=["A. Microscopist"], **options
+    )
+    assert (told.manifest.licence, told.manifest.authors) == ("CC-BY-4.0", ("A. Microscopist",))
+
+
 def test_quantised_networks_are_packed_when_they_are_there(runs, test_frame, tmp_path):
     run = tmp_path / "small"
     shutil.copytree(runs["student"], run)
     folder = run / "quantized"
     folder.mkdir()
-    graph = to_onnx(Denoiser(CONFIG))  # stands in for a quantised one: the packing is the same
+    graph = to_onnx(load_network(run))  # stands in for a quantised one: the packing is the same
     for precision in ("int8", "fp16"):
         (folder / f"step_{precision}.onnx").write_bytes(graph)
     entry = {"ranges": "99.9", "in_float": ["stem"], "worst_loss_db": 0.05, "passes": True}
+    entry["float_sha256"] = hashlib.sha256(graph).hexdigest()
     (folder / "quantization.json").write_text(json.dumps({"networks": {"int8": entry, "fp16": entry}}))
     options = {"name": "q", "version": "1.0.0", "test_frame": test_frame, "frame_steps": ()}
     everything = package(run, tmp_path / "all.photonstep", **options)
@@ -194,6 +234,10 @@ def test_quantised_networks_are_packed_when_they_are_there(runs, test_frame, tmp
     assert set(none.networks) == {"fp32"}
     with pytest.raises(BundleError, match="no network of int8_symmetric"):
         package(run, tmp_path / "absent.photonstep", precisions=["int8_symmetric"], **options)
+    shutil.copy(runs["small"] / "weights.pt", run / "weights.pt")  # trained on since
+    with pytest.raises(BundleError, match="made of other weights"):
+        package(run, tmp_path / "stale.photonstep", **options)
+    assert not (tmp_path / "stale.photonstep").exists()
 
 
 def test_a_validation_travels_in_report_card_and_picture(packaged, runs, test_frame, tmp_path):

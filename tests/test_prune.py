@@ -249,3 +249,24 @@ def test_a_pruned_run_recovers_and_goes_on_where_it_was(fields, tmp_path):
     assert again.student == result.student
     with pytest.raises(TrainingError, match=r"pruned to 0.7 of the MACs, now asked for 0.6"):
         prune(tmp_path / "teacher", tmp_path / "pruned", settings=chosen, target_macs=0.6, fields=fields, measure=never)
+
+
+def test_a_student_of_few_steps_stays_one(fields, tmp_path, monkeypatch):
+    run = tmp_path / "few"
+    run.mkdir()
+    write_weights(random_network(SMALL), run, 0)
+    (run / "config.json").write_text(json.dumps({"stage": "distill", "settings": {"student_steps": 2}}))
+    pruned = tmp_path / "pruned"
+    prune(run, pruned, settings=settings(target_macs=0.9), fields=fields, measure=by_macs, progress=None)
+    told = json.loads((pruned / "config.json").read_text())["settings"]
+    assert (told["student_steps"], told["substeps"]) == (2, 1)
+
+
+def test_what_cannot_be_pruned_is_said_first(fields, tmp_path):
+    with pytest.raises(TrainingError, match="made for super_resolution"):
+        prune("sr2", tmp_path / "a", settings=settings(target_macs=0.9), fields=fields, measure=by_macs)
+    knob = tmp_path / "knob"
+    knob.mkdir()
+    write_weights(random_network(NetworkConfig(widths=(32, 32), planes=5)), knob, 0)
+    with pytest.raises(TrainingError, match="detail knob"):
+        prune(knob, tmp_path / "b", settings=settings(target_macs=0.9), fields=fields, measure=by_macs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Final
@@ -120,9 +120,8 @@ def _network(networks: Mapping[str, bytes], precision: str) -> bytes:
 def _by_trial(networks: Mapping[str, bytes], probe: Probe, name: str, device: str, threads: int | None) -> Choice:
     module = BACKENDS[name]
     precisions = [p for p in module.precisions(device) if p != "int8" or "int8" in networks]
-    sessions: list[Session] = [
-        module.open(_network(networks, p), device=device, precision=p, threads=threads) for p in precisions
-    ]
+    opened, refused = _opened(module, networks, precisions, device, threads, probe)
+    precisions, sessions = list(opened), list(opened.values())
     outputs, times = _timed(sessions, probe.inputs)
     trials = [
         Trial(
@@ -145,8 +144,29 @@ def _by_trial(networks: Mapping[str, bytes], probe: Probe, name: str, device: st
     return Choice(
         session=sessions[best],
         trials=tuple(trials),
-        reason=f"{name} {chosen.precision}: fastest within {budget(chosen.precision)} of the noise; timed: {told}",
+        reason=f"{name} {chosen.precision}: fastest within {budget(chosen.precision)} of the noise; timed: {told}"
+        + "".join(f"; {precision} cannot run here: {cause}" for precision, cause in refused.items()),
     )
+
+
+def _opened(
+    module: ModuleType, networks: Mapping[str, bytes], precisions: Sequence[str], device: str, threads: int | None,
+    probe: Probe,
+) -> tuple[dict[str, Session], dict[str, str]]:  # fmt: skip
+    """Sessions by precision that can be opened and run, and why others cannot; float32 must."""
+    opened: dict[str, Session] = {}
+    refused: dict[str, str] = {}
+    for precision in precisions:
+        try:
+            session = module.open(_network(networks, precision), device=device, precision=precision, threads=threads)
+            session.run(probe.inputs)
+        except BackendError as error:
+            if precision == "fp32":
+                raise
+            refused[precision] = str(error)
+        else:
+            opened[precision] = session
+    return opened, refused
 
 
 def _timed(sessions: list[Session], inputs: dict[str, Array]) -> tuple[list[NDArray[np.float32]], list[float]]:
