@@ -33,7 +33,7 @@ from ..models.data import FieldPool
 from ..models.loop import Progress, print_progress, run_loop, to_device
 from ..models.network import INPUT_PLANES, TIERS, Denoiser, grow_into
 from ..models.noise import Batch
-from ..models.run_folder import run_settings, save_whole
+from ..models.run_folder import run_settings, save_whole, write_whole
 from ..models.train import HELD_OUT, edm_residual, network_planes
 from ..runtime import samplers, schedule
 from ..runtime.errors import TrainingError
@@ -207,15 +207,25 @@ def walked(
 
     Raises
     ------
-    TrainingError : the folder holds walks of another teacher or other settings
+    TrainingError : the folder holds walks of another teacher, other settings or other fields
     """
     folder.mkdir(parents=True, exist_ok=True)
     decisive = ("seed", "batch", "patch_px", "student_steps", "heun_steps", "simulated_fields", "precision")
-    made_with = {"teacher": str(name), **{key: asdict(settings)[key] for key in decisive}}
+    sides = {"train": fields.train, "held_out": fields.held_out}
+    made_with = {
+        "teacher": str(name),
+        **{key: asdict(settings)[key] for key in decisive},
+        "fields": {side: {name: len(group) for name, group in pool.fields.items()} for side, pool in sides.items()},
+    }
     note = folder / "walks.json"
-    if note.exists() and json.loads(note.read_text()) != made_with:
-        raise TrainingError(f"{folder} holds walks of {note.read_text().strip()}, not of {made_with}; choose another")
-    note.write_text(json.dumps(made_with) + "\n")
+    before = json.loads((note.read_text() if note.exists() else "") or "{}")
+    for key, value in made_with.items():
+        if key in before and before[key] != value:  # older notes say nothing about the fields
+            raise TrainingError(
+                f"{folder} holds walks made with {key} = {before[key]}, now asked for {value}; go on with the same "
+                "teacher, settings and data, or choose another output folder"
+            )
+    write_whole(json.dumps(made_with) + "\n", note)
 
     def gather(pool: FieldPool, names: dict[str, int]) -> Walked:
         return _gather(teacher, pool, settings, {folder / f"{name}.pt": index for name, index in names.items()})

@@ -86,6 +86,7 @@ class TrainResult:
 
     Parameters
     ----------
+    curve : picture of the losses, where it could be drawn
     best_step : the step that the weights are of; 0 where nothing did better on held-out fields than the start
     held_out_loss : of these weights; at the first and last validation too
     """

@@ -11,7 +11,6 @@ therefore ends at the weights of one that was not.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import signal
 import threading
@@ -28,8 +27,16 @@ import torch
 from torch import Tensor, nn
 
 from ..runtime.errors import TrainingError
-from .checkpoint import CHECKPOINT, CONFIG
-from .run_folder import LOG, append_row, keep_rows, refuse_other_settings, save_whole, write_weights
+from .checkpoint import CHECKPOINT
+from .run_folder import (
+    LOG,
+    append_row,
+    keep_rows,
+    refuse_other_settings,
+    save_whole,
+    write_record,
+    write_weights,
+)
 
 AnyBatch = TypeVar("AnyBatch")
 
@@ -167,7 +174,8 @@ def run_loop(
 
     Raises
     ------
-    TrainingError : the folder holds a run of other settings, a loss that is not finite, a file that cannot be written
+    TrainingError : the folder holds a run of other settings or other data, a loss that is not finite, a file that
+        cannot be written
     KeyboardInterrupt, SystemExit : Ctrl-C or SIGTERM, after the step at hand and its checkpoint
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -209,8 +217,7 @@ def _start(
     if checkpoint.exists():
         state.load(checkpoint, device)
         print(f"resuming at step {state.step}")
-    else:
-        (output / CONFIG).write_text(json.dumps(record, indent=1) + "\n")
+    write_record(output, record, resumed=checkpoint.exists())
     keep_rows(output / LOG, state.step)
     return state
 
@@ -225,6 +232,8 @@ def _walk(
     progress: Callable[[Progress], None] | None,
     stopped: threading.Event,
 ) -> None:
+    if state.step == settings.steps > 0 and not (output / LOG).exists():  # lost by an earlier version on a full disk
+        _log_row(state, output, held_out)
     started, saved = time.monotonic() - state.seconds, time.monotonic()
     for prepared in _one_ahead(batch, state.step, settings.steps):
         state.losses.append(_step(state, prepared, loss, settings))
@@ -232,12 +241,7 @@ def _walk(
         state.seconds = time.monotonic() - started
         last, latest, validated = state.step == settings.steps, state.losses[-1], None
         if state.step % settings.validate_every == 0 or last:
-            latest, validated = (
-                float(np.mean(state.losses)),
-                float("nan") if held_out is None else held_out(state.average),
-            )
-            append_row(output / LOG, state.step, state.seconds, latest, validated)
-            state.losses.clear()
+            latest, validated = _log_row(state, output, held_out)
         if progress is not None:
             progress(Progress(state.step, settings.steps, state.seconds, latest, validated))
         if last or stopped.is_set() or time.monotonic() - saved > settings.checkpoint_seconds:
@@ -246,6 +250,15 @@ def _walk(
         if stopped.is_set() and not last:
             print(f"stopped at step {state.step} of {settings.steps}; the same command goes on from there", flush=True)
             return
+
+
+def _log_row(state: RunState, output: Path, held_out: Callable[[nn.Module], float] | None) -> tuple[float, float]:
+    """Mean training loss since the last row, and the held-out loss of the averaged weights."""
+    latest = float(np.mean(state.losses)) if state.losses else math.nan
+    validated = math.nan if held_out is None else held_out(state.average)
+    append_row(output / LOG, state.step, state.seconds, latest, validated)
+    state.losses.clear()
+    return latest, validated
 
 
 def _step(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..runtime.errors import TrainingError
 from .data import MINIMUM_FIELD_PX, PERMISSIVE_SETS, SKIMAGE_SAMPLES, Field, FieldPool, two_scales
+from .fingerprint import fingerprint
 from .guide import NetworkGuide
 from .measured import MeasuredPool, check_agreement
 from .noise import Batch, CameraRanges, observe
@@ -65,10 +67,11 @@ class Material:
 
 @dataclass(frozen=True)
 class Recordings:
-    """Scenes of all sources on their two sides."""
+    """Scenes of all sources on their two sides; ``marks`` are the sources' fingerprints, for the record."""
 
     train: list[Scene]
     held_out: list[Scene]
+    marks: tuple[dict[str, Any], ...] = ()
 
     @property
     def field_counts(self) -> tuple[int, int]:
@@ -82,7 +85,8 @@ def gather(sources: Sequence[Source], held_out_share: float) -> Recordings:
     ------
     TrainingError, ImageError, CameraError, ShapeError : see `models.recordings`
     """
-    scenes = [scene for source in sources for scene in find_scenes(source)]
+    by_source = [(source, find_scenes(source)) for source in sources]
+    scenes = [scene for _, found in by_source for scene in found]
     check_scenes(scenes)
     check_agreement(scenes)
     train, held_out = split_fields(scenes, held_out_share)
@@ -92,7 +96,7 @@ def gather(sources: Sequence[Source], held_out_share: float) -> Recordings:
             "when training goes too far; give two fields or more",
             stacklevel=3,
         )
-    return Recordings(train, held_out)
+    return Recordings(train, held_out, tuple(fingerprint(source, found) for source, found in by_source))
 
 
 def training_material(

@@ -4,8 +4,9 @@ Four kinds of data:
 
 - ``paired``: noisy frames and a reference of the same field. Two folders, ``noisy/`` and ``clean/`` (or
   ``reference/``), with equal file names; or files whose first axis holds noisy captures and, last, the reference.
-- ``repeated``: several noisy frames of a field that does not move, along the file's first (or T) axis.
-- ``clean``: frames with next to no noise of their own, photographed by simulated cameras.
+- ``repeated``: several noisy frames of a field that does not move, along T, or a first axis that is not C or Z.
+- ``clean``: frames with next to no noise of their own, photographed by simulated cameras; those below
+  ``MINIMUM_FIELD_PX`` a side are left out.
 - ``noisy``: single noisy frames or time-lapses without any reference.
 
 A field of view is a file, or a subfolder: whatever shows one place of the sample belongs to one field, and a field is
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from ..kernels import ops
 from ..runtime.camera import Camera
 from ..runtime.errors import ShapeError, TrainingError
 from ..runtime.images import ImageReader, is_image_path, open_image
+from .data import MINIMUM_FIELD_PX
 from .zarr_images import ZarrReader, is_zarr
 
 Kind = Literal["paired", "repeated", "clean", "noisy"]
@@ -102,7 +105,8 @@ def find_scenes(source: Source) -> list[Scene]:
 
     Raises
     ------
-    TrainingError : nothing there, a kind that cannot be told, pairs without partners or of other shapes
+    TrainingError : nothing there, a kind that cannot be told, pairs without partners or of other shapes, repeated
+        frames that lie along no axis of their own, clean frames that are all too small
     ImageError : a file that cannot be read
     CameraError : a damaged ``camera.json``
     """
@@ -113,13 +117,18 @@ def find_scenes(source: Source) -> list[Scene]:
         raise TrainingError(f"no image in {noisy_root}; expected TIFF, PNG or OME-Zarr files there")
     partners = _partners(files, noisy_root, reference_root) if reference_root is not None else {}
     scenes: list[Scene] = []
+    small: list[Path] = []
     for path in files:
         axes, shape = _structure(path)
         _check_size(path, shape, camera)
+        if kind == "clean" and min(shape[-2:]) < MINIMUM_FIELD_PX:
+            small.append(path)
+            continue
         for frames, reference in _groups(path, axes, shape, kind, partners.get(path)):
             scenes.append(
                 Scene(field=_field_name(path, noisy_root), kind=kind, frames=frames, reference=reference, camera=camera)
             )
+    _tell_small(small, len(files))
     total = sum(len(scene.frames) for scene in scenes)
     return [replace(scene, share=source.share * len(scene.frames) / total) for scene in scenes]
 
@@ -140,15 +149,28 @@ def image_files(root: Path) -> list[Path]:
 
 
 def split_fields(scenes: Sequence[Scene], held_out_share: float) -> tuple[list[Scene], list[Scene]]:
-    """Scenes for training and held out, by field of view: a field's name alone decides its side.
+    """Scenes for training and held out, by field of view.
 
-    Fields are ordered by the SHA-256 of their names and the first ones held out, at least one where there are two. With
-    a single field nothing is held out.
+    A field's name alone decides its side: the SHA-256 of the name, as a number from 0 to 1, lies below
+    ``held_out_share`` or not. So the share is met on average only, and more fields do not move the ones there were.
+
+    The exception: with two fields or more, each side gets one. Where all lie on one side, the field of the lowest
+    number is held out, or the one of the highest is trained on, and further fields may move that one back. A single
+    field is trained on.
     """
-    names = sorted({s.field for s in scenes}, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    count = min(max(1, round(held_out_share * len(names))), len(names) - 1)
-    held_out = set(names[:count])
+    numbers = {scene.field: _number_of(scene.field) for scene in scenes}
+    held_out = {name for name, number in numbers.items() if number < held_out_share}
+    if len(numbers) < 2:
+        held_out = set()
+    elif not held_out:
+        held_out = {min(numbers, key=numbers.__getitem__)}
+    elif len(held_out) == len(numbers):
+        held_out.remove(max(numbers, key=numbers.__getitem__))
     return [s for s in scenes if s.field not in held_out], [s for s in scenes if s.field in held_out]
+
+
+def _number_of(name: str) -> float:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) / 2**64
 
 
 def open_frames(path: Path) -> ImageReader | ZarrReader:
@@ -241,6 +263,12 @@ def _groups(
     """Frames that belong together, with their reference: one group for every channel and z position."""
     leading = shape[:-2]
     along = _capture_axis(axes, kind, partner)
+    if kind == "repeated" and along is None and leading:
+        raise TrainingError(
+            f"{path}: is {axes} of {shape}, {'channels' if axes[0] == 'C' else 'z planes'} and no frames along T; "
+            "repeated data needs frames of the same field along T: save them with T as their axis, or say --kind noisy "
+            "where there is one frame each"
+        )
     captures = leading[along] if along is not None else 1
     if captures < 2 and (kind == "repeated" or (kind == "paired" and partner is None)):
         what = "frames of the same field" if kind == "repeated" else "noisy frames and, last, their reference"
@@ -265,7 +293,7 @@ def _capture_axis(axes: str, kind: Kind, partner: Path | None) -> int | None:
         return 0
     if "T" in leading:
         return leading.index("T")
-    return None if kind == "noisy" and leading[0] in "CZ" else 0
+    return None if leading[0] in "CZ" else 0
 
 
 def _matching(path: Path, axes: str, shape: tuple[int, ...], partner: Path | None, index: Index) -> PlaneAt | None:
@@ -298,6 +326,21 @@ def _check_size(path: Path, shape: tuple[int, ...], camera: Camera | None) -> No
             f"{path}: frames are {shape[-2:]}, the camera's maps {camera.map_shape}; crop the maps to the camera's "
             "region of interest (Camera.crop)"
         )
+
+
+def _tell_small(small: list[Path], of: int) -> None:
+    """Clean frames that are too small to cut patches from are left out, but not in silence."""
+    if not small:
+        return
+    names = ", ".join(map(str, small[:3])) + (f" and {len(small) - 3} more" if len(small) > 3 else "")
+    if len(small) == of:
+        raise TrainingError(
+            f"clean frames such as {names} are too small; expected {MINIMUM_FIELD_PX} px or more a side"
+        )
+    warnings.warn(
+        f"left out {len(small)} of {of} clean files, below {MINIMUM_FIELD_PX} px a side: {names}",
+        stacklevel=1,  # one place, so that finding the same files again says nothing new
+    )
 
 
 def _check_pixels(plane: PlaneAt, image: NDArray[Any]) -> None:

@@ -5,9 +5,10 @@ Every stage writes a folder of its own, whose ``started_from`` names the one bef
 
 from __future__ import annotations
 
-import csv
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LOG = "log.csv"
 LOG_COLUMNS = ("step", "seconds", "train_loss", "held_out_loss")
+HEAD = ",".join(LOG_COLUMNS) + "\n"
 FREE_TO_CHANGE = frozenset({"validate_every", "checkpoint_seconds", "device"})  # none of them decides the weights
 
 
@@ -35,6 +37,7 @@ def run_settings(
     started_from: str | Path | None = None,
     teacher: str | Path | None = None,
     training_data: list[dict[str, str]] | None = None,
+    recordings: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """``config.json`` of a run folder.
 
@@ -42,7 +45,9 @@ def run_settings(
     ----------
     stage : train, distill or prune
     training_data : name, licence and source of every set
+    recordings : fingerprint of each of the user's sources, see `models.fingerprint`
     """
+    sets = sorted(entry["name"] for entry in training_data or ())
     return {
         "stage": stage,
         "task": task,
@@ -51,15 +56,18 @@ def run_settings(
         "started_from": None if started_from is None else str(started_from),
         "teacher": None if teacher is None else str(teacher),
         "training_data": training_data or [],
+        "material": {"sets": sets, "recordings": [dict(one) for one in recordings]} if sets else None,
     }
 
 
 def refuse_other_settings(output: Path, record: Mapping[str, Any]) -> None:
-    """A run is resumed with the settings that it was begun with.
+    """A run is resumed with the settings and the material that it was begun with.
+
+    Records of before the material was part of them say nothing about it, and what they do not say is not compared.
 
     Raises
     ------
-    TrainingError : names the first setting that differs
+    TrainingError : names the first setting, or property of the recordings, that differs
     """
     path = output / CONFIG
     if not path.exists():
@@ -69,14 +77,49 @@ def refuse_other_settings(output: Path, record: Mapping[str, Any]) -> None:
         if name in before and name not in FREE_TO_CHANGE and before[name] != value:
             raise TrainingError(
                 f"{output} was begun with {name} = {before[name]}, now asked for {value}; resume with the same "
-                "settings, or choose another output folder"
+                "settings and data, or choose another output folder"
             )
 
 
+def write_record(output: Path, record: Mapping[str, Any], *, resumed: bool) -> None:
+    """``config.json`` of a run that begins; one that is resumed keeps its own.
+
+    A resumed run whose record says nothing about its material gets that of the record at hand, and its data as well.
+
+    Raises
+    ------
+    TrainingError : it could not be written; what was there before still is
+    """
+    path = output / CONFIG
+    if resumed and path.exists():
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(record))
+        if before.get("material") or not now.get("material"):
+            return
+        known = before.get("training_data") or []
+        more = [entry for entry in now["training_data"] if entry not in known]
+        record = {**before, "material": now["material"], "training_data": known + more}
+        if now["material"]["recordings"]:
+            warnings.warn(
+                f"{output} was begun before runs recorded which files they see: these are taken for the same, and "
+                "fields that are held out now may have been trained on; begin anew in another folder to be sure",
+                stacklevel=4,
+            )
+    write_whole(json.dumps(record, indent=1) + "\n", path)
+
+
 def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by name; runs of before the stages were told apart keep them under "train"."""
-    rest = {name: value for name, value in record.items() if name not in ("settings", "train", "training_data")}
-    return {**rest, **(record.get("settings") or record.get("train") or {})}
+    """Settings and material by name; runs of before the stages were told apart keep the settings under "train"."""
+    apart = ("settings", "train", "training_data", "material")
+    rest = {name: value for name, value in record.items() if name not in apart}
+    return {**rest, **(record.get("settings") or record.get("train") or {}), **_flat_material(record.get("material"))}
+
+
+def _flat_material(material: Mapping[str, Any] | None) -> dict[str, Any]:
+    if not material:
+        return {}
+    sources = material["recordings"]
+    by_name = {f"recordings[{i}].{name}": value for i, source in enumerate(sources) for name, value in source.items()}
+    return {"sources of recordings": len(sources), **by_name, "sets": material["sets"]}
 
 
 def save_whole(content: Mapping[str, Any], path: Path) -> None:
@@ -105,24 +148,52 @@ def write_weights(network: nn.Module, output: Path, step: int) -> Path:
     return path
 
 
-def append_row(path: Path, step: int, seconds: float, train_loss: float, held_out_loss: float) -> None:
-    """A row of ``log.csv``."""
-    new = not path.exists()
+def write_whole(text: str, path: Path) -> None:
+    """Write text so that either the old file or the new one is left, also on a full disk.
+
+    Raises
+    ------
+    TrainingError : it could not be written; what was there before still is
+    """
+    partial = path.with_name(path.name + ".partial")
     try:
-        with path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow(LOG_COLUMNS)
-            writer.writerow([step, round(seconds), f"{train_loss:.5f}", f"{held_out_loss:.5f}"])
+        partial.write_text(text)
+        partial.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise TrainingError(f"cannot write {path}: {error}; free some space and run the same command again") from error
 
 
+def append_row(path: Path, step: int, seconds: float, train_loss: float, held_out_loss: float) -> None:
+    """A row of ``log.csv``; the earlier rows stay whatever happens.
+
+    Raises
+    ------
+    TrainingError : it could not be written
+    """
+    row = f"{step},{round(seconds)},{train_loss:.5f},{held_out_loss:.5f}\n"
+    write_whole("".join([HEAD, *_rows(path), row]), path)
+
+
 def keep_rows(path: Path, step: int) -> None:
-    """Rows of after the checkpoint are about to be written again."""
+    """Rows of after the checkpoint are about to be written again; a log without any row or heading is none.
+
+    Raises
+    ------
+    TrainingError : it could not be written; the log is as it was
+    """
     if not path.exists():
         return
-    head, *rows = path.read_text().splitlines(keepends=True)
-    kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= step]
-    if kept != rows:
-        path.write_text("".join([head, *kept]))
+    kept = [row for row in _rows(path) if int(row.split(",")[0]) <= step]
+    if not kept:
+        path.unlink()
+    elif path.read_text() != HEAD + "".join(kept):
+        write_whole(HEAD + "".join(kept), path)
+
+
+def _rows(path: Path) -> list[str]:
+    """Whole rows of a log, without its heading."""
+    text = path.read_text() if path.exists() else ""
+    head, *rows = text.splitlines(keepends=True) or [""]
+    return [row for row in rows if row.endswith("\n")] if head == HEAD else []

@@ -130,7 +130,7 @@ def train(
         held_out=best or (lambda average: validate(average, fields, config)),
         record=run_settings(
             "train", config, network, started_from=start_from,
-            training_data=training_data(sources, recordings, pool),
+            training_data=training_data(sources, recordings, pool), recordings=recordings.marks,
         ),
         progress=progress,
     )  # fmt: skip

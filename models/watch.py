@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
 from .loop import Progress, print_progress
+from .run_folder import LOG
 
 CURVE: Final = "loss.png"
 EVENTS: Final = "tensorboard"
@@ -17,7 +20,7 @@ STEP_SCALARS: Final = 10  # a scalar of the training loss every so many steps
 
 
 class Watch:
-    """A progress callback and a context manager.
+    """A progress callback and a context manager. What it cannot write, it warns of once; the training goes on.
 
     Parameters
     ----------
@@ -51,10 +54,14 @@ class Watch:
             self._drawn = time.monotonic()
 
     def _scalars(self, progress: Progress) -> None:
-        if progress.held_out_loss is not None:
-            self._writer.add_scalar("loss/held_out", progress.held_out_loss, progress.step)
-        if progress.step % STEP_SCALARS == 0:
-            self._writer.add_scalar("loss/training", progress.loss, progress.step)
+        try:
+            if progress.held_out_loss is not None:
+                self._writer.add_scalar("loss/held_out", progress.held_out_loss, progress.step)
+            if progress.step % STEP_SCALARS == 0:
+                self._writer.add_scalar("loss/training", progress.loss, progress.step)
+        except Exception as error:  # its thread hands on whatever it met
+            self._writer = None
+            _warn_once(self._output / EVENTS, error)
 
     def __enter__(self) -> Self:
         if self._wants_bar:
@@ -77,16 +84,37 @@ class Watch:
         if self._bar is not None:
             self._bar.stop()
         if self._writer is not None:
-            self._writer.close()
+            try:
+                self._writer.close()
+            except Exception as failure:  # as above
+                _warn_once(self._output / EVENTS, failure)
 
 
 def draw_curve(output: Path) -> Path:
-    """``loss.png`` of a run folder, old or new but never half."""
+    """``loss.png`` of a run folder, old or new but never half; where it cannot be drawn, a warning says so once."""
     from .loss_curve import draw, read_run
 
-    partial = output / f"{CURVE}.partial"
-    draw([read_run(output)]).savefig(partial, format="png")
-    return partial.replace(output / CURVE)
+    path, partial = output / CURVE, output / f"{CURVE}.partial"
+    try:
+        draw([read_run(output)]).savefig(partial, format="png")
+        partial.replace(path)
+    except Exception as error:  # a picture is no reason to end a training
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        _warn_once(path, error)
+    return path
+
+
+_told: set[Path] = set()  # what cannot be written now will not be at the next validation either
+
+
+def _warn_once(path: Path, error: Exception) -> None:
+    if path not in _told:
+        _told.add(path)
+        warnings.warn(
+            f"cannot write {path}: {error}; the training goes on without it, its losses are in {LOG}: free some space",
+            stacklevel=2,
+        )
 
 
 def _tensorboard(folder: Path) -> Any:
@@ -96,4 +124,8 @@ def _tensorboard(folder: Path) -> Any:
     except ImportError:
         print("TensorBoard is not installed: the loss goes to log.csv and loss.png alone (pip install tensorboard)")
         return None
-    return SummaryWriter(str(folder))
+    try:
+        return SummaryWriter(str(folder))
+    except Exception as error:  # a full disk
+        _warn_once(folder, error)
+        return None

@@ -293,8 +293,24 @@ def test_walks_on_disk_are_not_walked_again(fields, teacher, tmp_path, monkeypat
     again, _ = detail.walked(network, teacher, fields, settings, tmp_path)
     assert len(calls) == 1
     assert torch.equal(first.detail, again.detail)
-    with pytest.raises(TrainingError, match="choose another"):
+    with pytest.raises(TrainingError, match=r"teacher = .*choose another"):
         detail.walked(network, "another", fields, settings, tmp_path)
+
+
+def test_walks_over_other_data_are_not_taken(fields, teacher, tmp_path):
+    settings = DetailSettings(**SETTINGS, heun_steps=2, cached_batches=1)
+    network = load_network(teacher)
+    detail.walked(network, "teacher", fields, settings, tmp_path)
+    more = FieldPool(
+        {**fields.train.fields, "dsb2018": fields.train.fields["simulated"][:2]}, {"simulated": 0.5, "dsb2018": 0.5}
+    )
+    with pytest.raises(TrainingError, match=r"walks made with fields = .*dsb2018.*choose another"):
+        detail.walked(network, "teacher", Fields(more, fields.held_out), settings, tmp_path)
+    note = tmp_path / "walks.json"
+    older = {key: value for key, value in json.loads(note.read_text()).items() if key != "fields"}
+    note.write_text(json.dumps(older))  # of before the fields were noted
+    detail.walked(network, "teacher", fields, settings, tmp_path)
+    assert json.loads(note.read_text())["fields"]["train"] == {"simulated": 6}
 
 
 @pytest.mark.parametrize(

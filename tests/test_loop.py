@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -43,11 +44,15 @@ def held_out(network):
         return square(network, batch(10**6)).item()
 
 
-def run(output, *, loss=square, progress=None, **changes):
+MINE = {"name": "mine", "licence": "CC0-1.0", "source": "here"}
+RECORDINGS = {"kind": "paired", "licence": "CC0-1.0", "files": "3 files of 3 fields of view, abc"}
+
+
+def run(output, *, loss=square, progress=None, data=(MINE,), recordings=(RECORDINGS,), **changes):
     settings = LoopSettings(**SETTINGS | changes)
     torch.manual_seed(0)
     network = Denoiser(TINY)
-    record = run_settings("train", settings, network)
+    record = run_settings("train", settings, network, training_data=list(data), recordings=recordings)
     return run_loop(
         network, settings, output, batch=batch, loss=loss, held_out=held_out, record=record, progress=progress
     )
@@ -159,6 +164,100 @@ def test_what_does_not_decide_the_weights_may_change_on_resuming(tmp_path):
     run(tmp_path)
     run(tmp_path, validate_every=3, checkpoint_seconds=9.0, device="cpu")
     assert steps_logged(tmp_path) == [6, 12]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"data": [MINE, MINE | {"name": "theirs"}]}, r"sets = \['mine'\]"),
+        ({"recordings": [RECORDINGS | {"kind": "noisy"}]}, r"recordings\[0\]\.kind = paired, now asked for noisy"),
+        ({"recordings": [RECORDINGS, RECORDINGS]}, "sources of recordings = 1"),
+        ({"recordings": []}, "sources of recordings = 1"),
+    ],
+)
+def test_other_material_is_refused_on_resuming(tmp_path, change, says):
+    run(tmp_path)
+    with pytest.raises(TrainingError, match=f"begun with {says}.*same settings and data, or choose another"):
+        run(tmp_path, **change)
+
+
+def test_a_record_that_says_nothing_of_its_material_is_resumed_and_completed(tmp_path):
+    run(tmp_path)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    del record["material"]
+    path.write_text(json.dumps(record))
+    theirs = MINE | {"name": "theirs"}
+    with pytest.warns(UserWarning, match="begin anew in another folder"):
+        run(tmp_path, data=[theirs])
+    record = json.loads(path.read_text())
+    assert record["training_data"] == [MINE, theirs]
+    assert record["material"] == {"sets": ["theirs"], "recordings": [RECORDINGS]}
+    with pytest.raises(TrainingError, match="sets"):
+        run(tmp_path)
+
+
+# --- a full disk ---
+
+
+@contextmanager
+def room_for(count):
+    """No file can grow beyond ``count`` bytes."""
+    resource = pytest.importorskip("resource", reason="file sizes cannot be limited here")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (count, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_row_that_does_not_fit_leaves_no_half_log(tmp_path):
+    log = tmp_path / "log.csv"
+    for _ in range(2):
+        before = log.read_text() if log.exists() else None
+        with room_for(30), pytest.raises(TrainingError, match="free some space"):
+            run_folder.append_row(log, 6, 1.0, 0.5, 0.4)
+        assert (log.read_text() if log.exists() else None) == before
+        run_folder.append_row(log, 6, 1.0, 0.5, 0.4)
+    assert steps_logged(tmp_path) == [6, 6]
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_a_log_that_cannot_be_rewritten_is_kept(tmp_path):
+    log = tmp_path / "log.csv"
+    for step in (6, 12):
+        run_folder.append_row(log, step, 1.0, 0.5, 0.4)
+    before = log.read_text()
+    with room_for(30), pytest.raises(TrainingError, match="free some space"):
+        run_folder.keep_rows(log, 6)
+    assert log.read_text() == before
+    run_folder.keep_rows(log, 6)
+    assert steps_logged(tmp_path) == [6]
+
+
+@pytest.mark.parametrize("left", ["", "step,sec", "6,1,0.5,0.4\n"])
+def test_a_log_without_its_heading_is_none(tmp_path, left):
+    with pytest.raises(SystemExit):
+        run(tmp_path, loss=stopping_at(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    (tmp_path / "log.csv").write_text(left)
+    run(tmp_path)
+    assert steps_logged(tmp_path) == [6, 12]
+
+
+def test_a_finished_run_without_a_log_gets_its_last_row(tmp_path):
+    run(tmp_path)
+    last = rows(tmp_path)[-1]
+    (tmp_path / "log.csv").write_text("")
+    run(tmp_path)
+    assert [row["held_out_loss"] for row in rows(tmp_path)] == [last["held_out_loss"]]
+    assert steps_logged(tmp_path) == [12]
+
+
+def test_a_record_that_cannot_be_written_is_told(tmp_path):
+    with room_for(30), pytest.raises(TrainingError, match=r"config\.json.*free some space"):
+        run(tmp_path)
+    run(tmp_path)
 
 
 def test_a_foreign_or_damaged_checkpoint_is_refused(tmp_path):

@@ -87,7 +87,7 @@ def test_only_a_time_lapse_shares_its_camera(tmp_path, axes, scenes):
 
 
 def test_folder_names_tell_clean_and_noisy_alone(tmp_path):
-    write(tmp_path / "one" / "clean" / "a.tif", frame())
+    write(tmp_path / "one" / "clean" / "a.tif", frame(shape=(128, 130)))
     write(tmp_path / "two" / "noisy" / "a.tif", frame())
     assert find_scenes(Source(path=tmp_path / "one"))[0].kind == "clean"
     assert find_scenes(Source(path=tmp_path / "two"))[0].kind == "noisy"
@@ -269,6 +269,28 @@ def test_one_page_is_not_repeated(tmp_path):
         find_scenes(Source(path=tmp_path, kind="repeated"))
 
 
+@pytest.mark.parametrize(("axes", "shape"), [("CYX", (3, 64, 64)), ("ZYX", (3, 64, 64)), ("ZCYX", (2, 3, 64, 64))])
+def test_channels_and_z_planes_are_no_repeats(tmp_path, axes, shape):
+    path = tmp_path / "a.ome.tif"
+    tifffile.imwrite(path, np.zeros(shape, np.uint16), ome=True, photometric="minisblack", metadata={"axes": axes})
+    with pytest.raises(TrainingError, match=r"a\.ome\.tif: is (CYX|ZYX|ZCYX|CZYX) of .* needs frames .* along T"):
+        find_scenes(Source(path=tmp_path, kind="repeated"))
+
+
+def test_pages_without_any_axis_name_are_repeats(tmp_path):
+    write(tmp_path / "a.tif", np.zeros((3, 64, 64), np.uint16))
+    assert [len(s.frames) for s in find_scenes(Source(path=tmp_path, kind="repeated"))] == [3]
+
+
+def test_clean_files_that_are_too_small_are_named_and_left_out(tmp_path):
+    for name, side in (("large", 128), ("small", 127)):
+        write(tmp_path / "clean" / f"{name}.tif", frame(shape=(side, 140)))
+    with pytest.warns(UserWarning, match=r"left out 1 of 2 clean files, below 128 px a side: .*small\.tif"):
+        scenes = find_scenes(Source(path=tmp_path))
+    assert [s.field for s in scenes] == ["large"]
+    assert scenes[0].share == 1
+
+
 def test_a_camera_beside_the_files_is_theirs(paired):
     CAMERA.save(paired / "camera.json")
     assert {s.camera.source for s in find_scenes(Source(path=paired))} == {"given"}
@@ -297,9 +319,29 @@ def test_a_field_is_on_one_side_only(count):
     sides = [{s.field for s in side} for side in (train, held_out)]
     assert not sides[0] & sides[1]
     assert sides[0] | sides[1] == set(fields)
-    assert len(sides[1]) == max(1, round(0.2 * count))
+    assert sides[0]
+    assert sides[1]
     shuffled = split_fields(scenes_of(fields[::-1]), 0.2)[1]
     assert {s.field for s in shuffled} == sides[1]
+
+
+def test_more_fields_move_none_of_those_there_were():
+    names = [f"field{i}" for i in range(400)]
+
+    def held_out_of(count):
+        return {s.field for s in split_fields(scenes_of(names[:count]), 0.2)[1]}
+
+    for count in (10, 15, 20, 57):
+        assert held_out_of(count) == held_out_of(400) & set(names[:count])
+    assert len(held_out_of(400)) == pytest.approx(80, abs=25)
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.0, {"field5"}), (1.0, {"field5", "field7"})])
+def test_either_side_gets_a_field_where_there_are_two(share, held_out):
+    """Their numbers, from the lowest: field5, field7, field3."""
+    train, others = split_fields(scenes_of(["field3", "field5", "field7"]), share)
+    assert {s.field for s in others} == held_out
+    assert train
 
 
 def test_one_field_is_trained_on():

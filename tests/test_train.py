@@ -12,14 +12,14 @@ import torch
 from simulated_frames import photograph
 
 import photonstep as ps
-from photonstep.models import best_weights, fine_tune, loop, watch
+from photonstep.models import best_weights, fine_tune, loop, loss_curve, watch
 from photonstep.models import train as training
 from photonstep.models.best_weights import BestWeights
 from photonstep.models.checkpoint import load_network
 from photonstep.models.data import Field, FieldPool
 from photonstep.models.fine_tune import TrainRequest, train_recordings
 from photonstep.models.loop import Progress
-from photonstep.models.material import OWN, Drawing, training_data, training_material
+from photonstep.models.material import OWN, Drawing, gather, training_data, training_material
 from photonstep.models.network import TIERS, Denoiser, NetworkConfig
 from photonstep.models.recordings import Source, find_scenes
 from photonstep.models.simulate import simulate_field
@@ -149,6 +149,58 @@ def test_another_learning_rate_is_no_resumption(small, recordings, tmp_path):
     train_recordings(request, bar=False)
     with pytest.raises(TrainingError, match="learning_rate"):
         train_recordings(replace(request, learning_rate=1e-5), bar=False)
+
+
+def write_again(folder):
+    """Other pixels in files of the same names and sizes."""
+    for path in folder.glob("*/*.tif"):
+        before = path.stat().st_size
+        tifffile.imwrite(path, tifffile.imread(path)[::-1])
+        assert path.stat().st_size == before
+
+
+def copy_field(folder):
+    for path in folder.glob("*/0.tif"):
+        path.with_name("9.tif").write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("act", "change", "says"),
+    [
+        (write_again, {}, r"recordings\[0\]\.files = 8 files of 4 fields of view"),
+        (copy_field, {}, "now asked for 10 files of 5 fields of view"),
+        (None, {"licence": "proprietary"}, r"licence = CC0-1\.0, now asked for proprietary"),
+        (None, {"camera": replace(CAMERA, readout_noise_e=2.0)}, r"recordings\[0\]\.camera"),
+        (None, {"camera": None}, "now asked for estimated from the frames"),
+        (None, {"kind": "noisy"}, r"kind = paired, now asked for noisy"),
+    ],
+)
+def test_other_data_is_no_resumption(small, recordings, tmp_path, act, change, says):
+    request = TrainRequest(data=(recordings,), output=tmp_path / "run", camera=CAMERA, licence="CC0-1.0", steps=2)
+    train_recordings(request, bar=False)
+    before = (tmp_path / "run" / "config.json").read_text()
+    if act is not None:
+        act(recordings)
+    with pytest.raises(TrainingError, match=f"{says}.*or choose another output folder"):
+        train_recordings(replace(request, **change), bar=False)
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_recordings_may_be_moved(small, recordings, tmp_path):
+    request = TrainRequest(data=(recordings,), output=tmp_path / "run", camera=CAMERA, steps=2)
+    train_recordings(request, bar=False)
+    moved = tmp_path / "elsewhere" / recordings.name
+    moved.parent.mkdir()
+    recordings.rename(moved)
+    assert train_recordings(replace(request, data=(moved,)), bar=False).steps == 2
+
+
+def test_the_record_holds_no_names_of_fields(recordings):
+    for path in recordings.glob("*/0.tif"):
+        path.rename(path.with_name("patient-42.tif"))
+    (mark,) = gather([Source(path=recordings, camera=CAMERA)], 0.2).marks
+    assert set(mark) == {"kind", "licence", "share", "camera", "files"}
+    assert "patient" not in str(mark)
 
 
 # --- the best weights ---
@@ -337,6 +389,37 @@ def test_tensorboard_gets_the_losses(tmp_path):
     content = events.read_bytes()
     assert b"loss/held_out" in content
     assert b"loss/training" in content
+
+
+def full_disk(*arguments, **settings):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_picture_that_cannot_be_drawn_ends_no_training(small, recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(loss_curve, "draw", full_disk)
+    monkeypatch.setattr(watch, "CURVE_SECONDS", -1.0)
+    with pytest.warns(UserWarning, match="No space left") as told:
+        result = train_recordings(TrainRequest(data=(recordings,), output=tmp_path / "run", camera=CAMERA), bar=False)
+    assert len(told) == 1
+    assert result.steps == 12
+    assert not result.curve.exists()
+
+
+class FullWriter:
+    add_scalar = close = full_disk
+
+
+@pytest.mark.parametrize("at_start", [True, False])
+def test_tensorboard_on_a_full_disk_ends_no_training(tmp_path, monkeypatch, at_start):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard", reason="tensorboard is not installed")
+    monkeypatch.setattr(tensorboard, "SummaryWriter", full_disk if at_start else lambda folder: FullWriter())
+    with (
+        pytest.warns(UserWarning, match="tensorboard.*No space left") as told,
+        Watch(tmp_path, "t", bar=False) as shown,
+    ):
+        for step in (10, 20):
+            shown(Progress(step, 30, 0.1, 0.5))
+    assert len(told) == 1
 
 
 def test_a_bar_on_a_terminal(tmp_path, capsys, monkeypatch):
