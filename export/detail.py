@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +37,7 @@ from ..models.noise import Batch
 from ..models.run_folder import run_settings, save_whole, write_whole
 from ..models.train import HELD_OUT, edm_residual, network_planes
 from ..runtime import samplers, schedule
-from ..runtime.errors import TrainingError
+from ..runtime.errors import PhotonstepError, TrainingError
 from .distil import (
     DistilSettings,
     Fields,
@@ -327,7 +328,8 @@ def _parts(walks: Walked, size: int) -> Iterator[Walked]:
         yield walks.take(slice(first, first + size))
 
 
-def main() -> None:
+def main() -> int:
+    """The command; returns 2 where it could not be done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     defaults = DetailSettings()
     parser.add_argument("run", help="the teacher: run folder, weights.pt or bundle")
@@ -339,13 +341,18 @@ def main() -> None:
     parser.add_argument("--cached-batches", type=int, default=defaults.cached_batches, help="walked by the teacher")
     add_arguments(parser, defaults)
     given = parser.parse_args()
-    settings = settings_from(given, defaults, steps=given.training_steps)
-    result = distill_detail(
-        given.run, given.output, steps=given.steps, data=given.data, tier=given.tier, start_from=given.start_from,
-        settings=settings,
-    )  # fmt: skip
+    try:
+        settings = settings_from(given, defaults, steps=given.training_steps)
+        result = distill_detail(
+            given.run, given.output, steps=given.steps, data=given.data, tier=given.tier, start_from=given.start_from,
+            settings=settings,
+        )  # fmt: skip
+    except PhotonstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(result)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +39,7 @@ from ..models.noise import Batch, CameraRanges, observe
 from ..models.run_folder import run_settings
 from ..models.train import HELD_OUT, edm_residual, network_planes
 from ..runtime import schedule
-from ..runtime.errors import TrainingError
+from ..runtime.errors import PhotonstepError, TrainingError
 
 HELD_OUT_BATCHES = 12
 OUTCOME = "distillation.json"
@@ -372,7 +373,8 @@ def settings_from(arguments: argparse.Namespace, defaults: DistilSettings, **oth
     return replace(defaults, **(given | others))  # type: ignore[arg-type]
 
 
-def main() -> None:
+def main() -> int:
+    """The command; returns 2 where it could not be done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", help="the teacher: run folder, weights.pt or bundle")
     parser.add_argument("--steps", type=int, default=1, choices=(1, 2, 4), help="evaluations of a restoration")
@@ -381,14 +383,18 @@ def main() -> None:
     parser.add_argument("--training-steps", type=int, default=DistilSettings.steps, help="optimiser steps")
     add_arguments(parser, DistilSettings())
     given = parser.parse_args()
-    settings = settings_from(given, DistilSettings(), steps=given.training_steps)
-    print(
-        distill(
+    try:
+        settings = settings_from(given, DistilSettings(), steps=given.training_steps)
+        result = distill(
             given.run, given.output, steps=given.steps, data=given.data, tier=given.tier, start_from=given.start_from,
             settings=settings,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    except PhotonstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(result)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

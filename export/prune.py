@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from ..models.loop import Progress, print_progress, to_device
 from ..models.network import INPUT_PLANES, Denoiser, NetworkConfig, kmac_per_px
 from ..models.run_folder import run_settings, save_whole
 from ..models.train import edm_loss
-from ..runtime.errors import TrainingError
+from ..runtime.errors import PhotonstepError, TrainingError
 from .channels import Axis, axes_of, importance, narrowed, width_of, without
 from .distil import (
     Compressed,
@@ -265,7 +266,8 @@ def _pruned_before(output: Path, settings: PruneSettings) -> Denoiser | None:
     return load_network(output / PRUNED)
 
 
-def main() -> None:
+def main() -> int:
+    """The command; returns 2 where it could not be done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", help="what to prune: run folder, weights.pt or bundle")
     target = parser.add_mutually_exclusive_group(required=True)
@@ -284,14 +286,18 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{text} ({value})")
     add_arguments(parser, defaults)
     given = parser.parse_args()
-    settings = settings_from(given, defaults, steps=given.training_steps)
-    print(
-        prune(
+    try:
+        settings = settings_from(given, defaults, steps=given.training_steps)
+        result = prune(
             given.run, given.output, target_macs=given.target_macs, target_ms=given.target_ms, data=given.data,
             teacher=given.teacher, settings=settings, latency_table=given.latency_table,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    except PhotonstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(result)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

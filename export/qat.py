@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from ..models.network import Denoiser
 from ..models.noise import Batch
 from ..models.run_folder import run_settings, write_weights
 from ..models.train import network_planes
-from ..runtime.errors import TrainingError
+from ..runtime.errors import PhotonstepError, TrainingError
 from . import states
 from .activation_ranges import percentile_ranges
 from .onnx import to_onnx
@@ -178,7 +179,8 @@ def _planes(batch: Batch, network: Denoiser) -> Tensor:
     return planes.contiguous(memory_format=torch.channels_last)
 
 
-def main() -> None:
+def main() -> int:
+    """The command; returns 2 where it could not be done."""
     parser = argparse.ArgumentParser(description="fine-tune a network for INT8")
     parser.add_argument("source", help="run folder, or a bundle (path or shipped name)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a new run folder")
@@ -186,9 +188,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder that holds clean/")
     parser.add_argument("--learning-rate", type=float, default=QatSettings.learning_rate)
     arguments = parser.parse_args()
-    settings = QatSettings(steps=arguments.steps, learning_rate=arguments.learning_rate)
-    print(f"wrote {qat(arguments.source, arguments.output, settings, data=arguments.data)}; next: photonstep quantize")
+    try:
+        settings = QatSettings(steps=arguments.steps, learning_rate=arguments.learning_rate)
+        written = qat(arguments.source, arguments.output, settings, data=arguments.data)
+    except PhotonstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {written}; next: photonstep quantize")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -20,6 +20,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from ..runtime.errors import TrainingError
+
 Dialect = Literal["cpu", "tensorrt"]
 Range = tuple[float, float]
 WEIGHT_LEVELS, UNSIGNED_LEVELS, SIGNED_LEVELS = 127, 255, 127
@@ -74,8 +76,15 @@ def with_qdq(network: bytes, ranges: Mapping[str, Range], dialect: Dialect, *, i
     Returns
     -------
     ONNX bytes with the same inputs and output
+
+    Raises
+    ------
+    TrainingError : ``in_float`` names a layer that the network does not have
     """
     model = onnx.load_model_from_string(network)
+    unknown = sorted(set(in_float) - set(convolutions(model)))
+    if unknown:
+        raise TrainingError(f"no layer {', '.join(unknown)}; the network has {', '.join(quantisable(model))}")
     layers = [layer for layer in quantisable(model) if layer not in in_float]
     writer = _Writer(model, dialect)
     for layer in layers:

@@ -26,7 +26,7 @@ import onnx
 from ..models.checkpoint import load_network, task_of
 from ..models.network import Denoiser
 from ..runtime.bundle import SUFFIX
-from ..runtime.errors import TrainingError
+from ..runtime.errors import PhotonstepError, TrainingError
 from ..runtime.restore import shipped_bundles
 from . import judge, states
 from .activation_ranges import percentile_ranges
@@ -303,7 +303,8 @@ def _learnt_ranges(source: str | Path) -> dict[float | str, dict[str, Range]] | 
     return {"learnt": {layer: (low, high) for layer, (low, high) in json.loads(path.read_text()).items()}}
 
 
-def main() -> None:
+def main() -> int:
+    """The command; returns 1 where a network misses its gate, 2 where it could not be done."""
     parser = argparse.ArgumentParser(description="write networks of lower precision beside a run's weights")
     parser.add_argument("source", help="run folder, or a bundle (path or shipped name) together with --output")
     parser.add_argument("--precision", choices=PRECISIONS, default="int8")
@@ -316,12 +317,17 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, help="default: RUN/quantized")
     arguments = parser.parse_args()
     frames = (*QuantizeSettings.frames, *map(str, arguments.frames))
-    settings = QuantizeSettings(
-        frames=frames, in_float=tuple(arguments.in_float), percentiles=tuple(arguments.percentiles)
-    )
-    result = quantize(
-        arguments.source, precision=arguments.precision, data=arguments.data, output=arguments.output, settings=settings
-    )
+    try:
+        settings = QuantizeSettings(
+            frames=frames, in_float=tuple(arguments.in_float), percentiles=tuple(arguments.percentiles)
+        )
+        result = quantize(
+            arguments.source, precision=arguments.precision, data=arguments.data, output=arguments.output,
+            settings=settings,
+        )  # fmt: skip
+    except PhotonstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     for precision, entry in result.entries.items():
         written = f"wrote {result.files[precision]}" if result.passes(precision) else f"{precision} is not written"
         print(f"{written}, {entry['size_bytes'] / 1e6:.2f} MB")
@@ -330,8 +336,11 @@ def main() -> None:
                 f"  sigma {row['sigma']:>12}: {row['loss_db']:+.3f} dB, {row['error_in_noise']:.4f} of the noise apart"
             )
     if not all(result.passes(precision) for precision in result.entries):
-        sys.exit("a network misses the gate: ship the higher precision, or fine-tune it with photonstep.export.qat")
+        hint = "a network misses the gate: ship the higher precision, or fine-tune it with photonstep.export.qat"
+        print(hint, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
-from photonstep import training_commands
+from photonstep import bundle_commands, training_commands
 from photonstep.runtime.errors import BundleError, CameraError, PhotonstepError
 
 if TYPE_CHECKING:
@@ -23,19 +23,20 @@ GOOD_MAP_FRAMES = 100
 
 
 class ReportingGroup(TyperGroup):
-    """Turns a PhotonstepError into one red line and exit code 2, and Ctrl-C into exit code 130."""
+    """Turns a PhotonstepError or OSError into one red line and exit code 2, and Ctrl-C into exit code 130."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
-        except PhotonstepError as error:
-            if ctx.params.get("debug"):
+        except (PhotonstepError, OSError) as error:
+            if ctx.params.get("debug") or isinstance(error, BrokenPipeError):  # whose handling is click's affair
                 raise
             print_error(error)
             raise typer.Exit(EXIT_ERROR) from None
-        except KeyboardInterrupt:
-            _messages().print("interrupted; unfinished output was removed", style="yellow")
+        except KeyboardInterrupt as stop:
+            told = str(stop) or "interrupted; unfinished output was removed"
+            _messages().print(told, style="yellow", markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
@@ -336,9 +337,10 @@ def bench(
 
 
 training_commands.add_to(app)
+bundle_commands.add_to(app)
 
 
-def print_error(error: PhotonstepError) -> None:
+def print_error(error: Exception) -> None:
     """Print an error as one red line on stderr."""
     message = " ".join(str(error).split())
     _messages().print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)

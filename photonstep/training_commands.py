@@ -1,9 +1,11 @@
-"""The commands of the training side: train, distill, prune, quantize, export, validate. They parse, call and print.
+"""The commands that make weights: train, distill, prune, quantize. They parse, call and print.
 
 They need the extra ``train``; everything else of photonstep works without it, so nothing heavy is imported up here.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +20,15 @@ EXIT_MISSED = 1
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, weights.pt, bundle or shipped name.")]
 OutputRun = Annotated[Path, typer.Option("--output", "-o", help="New run folder; an interrupted run resumes there.")]
+OutputBeside = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="New run folder; an interrupted run resumes there. [dim]\\[default: beside RUN, as RUN-distilled or "
+        "RUN-pruned; of a bundle in the current folder][/]",
+    ),
+]
 PoolOption = Annotated[
     Path | None,
     typer.Option("--data", help="Folder that holds clean/; without it simulated fields and sample images alone."),
@@ -25,13 +36,17 @@ PoolOption = Annotated[
 TrainingSteps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps. [dim]\\[default: the stage's][/]")]
 RateOption = Annotated[float | None, typer.Option(help="Highest learning rate. [dim]\\[default: the stage's][/]")]
 SeedOption = Annotated[int | None, typer.Option(help="Of weights, crops, cameras and noise.")]
+TruthShare = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Of the target; the rest is the teacher's output. [dim]\\[default: 0.5][/]"),
+]
 TrainDevice = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (train, distill, prune, quantize, export, validate):
+    for command in (train, distill, prune, quantize):
         app.command(rich_help_panel=PANEL)(command)
 
 
@@ -58,12 +73,13 @@ def train(
     device: TrainDevice = "auto",
 ) -> None:
     """Train a denoiser, or fine-tune one on your own recordings (docs/your_own_data.md)."""
-    work = _training_side("models.fine_tune")
+    work = training_side("models.fine_tune")
     request = work.TrainRequest(
         output=output, data=tuple(data or ()), kind=kind, tier=tier, start_from=start_from, steps=steps,
         learning_rate=learning_rate, camera=camera, seed=seed, pool=pool, licence=licence, device=device,
     )  # fmt: skip
-    found = work.train_recordings(request)
+    with _kept(output):
+        found = work.train_recordings(request)
     print(
         f"{found.fields_trained} fields trained on, {found.fields_held_out} held out; {found.steps} steps in "
         f"{found.seconds / 60:.1f} min; held-out loss {found.first_held_out_loss:.4f} -> best at step "
@@ -73,7 +89,7 @@ def train(
 
 def distill(
     run: RunArgument,
-    output: OutputRun,
+    output: OutputBeside = None,
     steps: Annotated[
         Literal["1", "2", "4"], typer.Option(help="Network evaluations that the student will take.")
     ] = "1",
@@ -83,8 +99,25 @@ def distill(
     tier: Annotated[str | None, typer.Option(help="Size of the student; the teacher's if not given.")] = None,
     start_from: Annotated[str | None, typer.Option("--from", help="What the student starts from.")] = None,
     teacher_steps: Annotated[
-        int, typer.Option(min=1, help="Evaluations of the teacher that one of the student's learns, with --steps 1.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Evaluations of the teacher that one of the student's learns, with --steps 1; with --detail in its "
+            "fresh batches alone. [dim]\\[default: 1][/]",
+        ),
+    ] = None,
+    truth_share: TruthShare = None,
+    measured_share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of samples at the camera's own noise level. [dim]\\[default: 0.85][/]"),
+    ] = None,
+    heun_steps: Annotated[
+        int | None, typer.Option(min=1, help="Heun steps of the teacher, with --detail. [dim]\\[default: 16][/]")
+    ] = None,
+    cached_batches: Annotated[
+        int | None,
+        typer.Option(min=1, help="Batches that the teacher walks over once, with --detail. [dim]\\[default: 128][/]"),
+    ] = None,
     training_steps: TrainingSteps = None,
     learning_rate: RateOption = None,
     pool: PoolOption = None,
@@ -92,29 +125,47 @@ def distill(
     device: TrainDevice = "auto",
 ) -> None:
     """Teach a student to do in few evaluations what its teacher does in many (docs/compression.md)."""
-    work = _training_side("export.detail" if detail else "export.distil")
-    chosen = {"steps": training_steps, "learning_rate": learning_rate, "seed": seed}
-    if detail:
-        settings, call = work.DetailSettings(device=device, **_given(chosen)), work.distill_detail
-    else:
-        settings = work.DistilSettings(device=device, teacher_steps=teacher_steps, **_given(chosen))
-        call = work.distill
-    print(call(run, output, steps=int(steps), data=pool, tier=tier, start_from=start_from, settings=settings))
+    of_mean = {"teacher_steps": teacher_steps, "truth_share": truth_share, "measured_share": measured_share}
+    of_detail = {"heun_steps": heun_steps, "cached_batches": cached_batches}
+    if not detail:
+        refuse_idle(of_detail, "without --detail; add it, or leave them out")
+    if not detail and steps != "1":
+        refuse_idle(of_mean, f"with --steps {steps}, which learns the teacher's finer walk alone; leave them out")
+    chosen = {**of_mean, **of_detail, "steps": training_steps, "learning_rate": learning_rate, "seed": seed}
+    work = training_side("export.detail" if detail else "export.distil")
+    kind, call = (work.DetailSettings, work.distill_detail) if detail else (work.DistilSettings, work.distill)
+    settings = kind(device=device, **given(chosen))
+    student = output or _beside(run, "distilled")
+    with _kept(student):
+        found = call(run, student, steps=int(steps), data=pool, tier=tier, start_from=start_from, settings=settings)
+    print(found)
 
 
 def prune(
     run: RunArgument,
-    output: OutputRun,
+    output: OutputBeside = None,
     target_macs: Annotated[
         float | None, typer.Option(min=0, max=1, help="Share of the multiply-accumulates to keep, such as 0.5.")
     ] = None,
     target_ms: Annotated[
-        float | None, typer.Option(min=0, help="Milliseconds of one evaluation to reach, 512x512.")
+        float | None, typer.Option(min=0, help="Milliseconds of one evaluation to reach, on a frame of --frame-px.")
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="What it learns from; the unpruned network if not given.")] = None,
+    truth_share: TruthShare = None,
     backend: Annotated[str, typer.Option(help="Where time is measured: openvino or onnxruntime.")] = "openvino",
-    multiple: Annotated[int, typer.Option(help="Widths stay multiples of this: 8, 16 or 32.")] = 16,
+    backend_precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Of the measured networks; auto is bf16 where the CPU has it."),
+    ] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="Of the measured backend.")] = 1,
+    frame_px: Annotated[int, typer.Option(min=16, help="Side of the measured frame.")] = 512,
+    latency_table: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON of measured times to begin with and to add to. [dim]\\[default: OUTPUT/latency.json][/]"
+        ),
+    ] = None,
+    multiple: Annotated[int, typer.Option(help="Widths stay multiples of this: 8, 16 or 32.")] = 16,
     training_steps: TrainingSteps = None,
     learning_rate: RateOption = None,
     pool: PoolOption = None,
@@ -122,12 +173,19 @@ def prune(
     device: TrainDevice = "auto",
 ) -> None:
     """Take out the channels that cost most time for what they give, then let the rest recover."""
-    work = _training_side("export.prune")
+    work = training_side("export.prune")
+    chosen = {"truth_share": truth_share, "steps": training_steps, "learning_rate": learning_rate, "seed": seed}
     settings = work.PruneSettings(
         target_macs=target_macs, target_ms=target_ms, multiple=multiple, backend=backend, threads=threads,
-        device=device, **_given({"steps": training_steps, "learning_rate": learning_rate, "seed": seed}),
+        backend_precision=backend_precision, frame_px=frame_px, device=device, **given(chosen),
     )  # fmt: skip
-    print(work.prune(run, output, data=pool, teacher=teacher, settings=settings))
+    if latency_table is not None and latency_table.exists():
+        with reading(latency_table, "a table of measured times"):
+            json.loads(latency_table.read_text())
+    pruned = output or _beside(run, "pruned")
+    with _kept(pruned):
+        found = work.prune(run, pruned, data=pool, teacher=teacher, settings=settings, latency_table=latency_table)
+    print(found)
 
 
 def quantize(
@@ -140,10 +198,25 @@ def quantize(
     frames: Annotated[
         list[Path] | None, typer.Option("--frame", help="A real frame (TIFF) to calibrate on; may be repeated.")
     ] = None,
+    in_float: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="A layer that stays in float, with int8; may be repeated."),
+    ] = None,
+    percentiles: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--percentiles",
+            help="Share that a range holds, with int8; repeat for several, of which the best is taken. "
+            "[dim]\\[default: 99.9, 99.99, 99.995, 99.999, 100][/]",
+        ),
+    ] = None,
 ) -> None:
     """Write networks of lower precision beside a run's weights; one that misses its gate is not written."""
-    work = _training_side("export.quantize")
-    settings = work.QuantizeSettings(frames=(*work.QuantizeSettings.frames, *map(str, frames or ())))
+    if precision == "fp16":
+        refuse_idle({"in_float": in_float, "percentiles": percentiles}, "with --precision fp16; leave them out")
+    work = training_side("export.quantize")
+    chosen = {"in_float": tuple(in_float or ()) or None, "percentiles": tuple(percentiles or ()) or None}
+    settings = work.QuantizeSettings(frames=(*work.QuantizeSettings.frames, *map(str, frames or ())), **given(chosen))
     found = work.quantize(run, precision=precision, data=pool, output=output, settings=settings)
     for name, entry in found.entries.items():
         worst = max(row["loss_db"] for row in entry["by_noise"])
@@ -154,118 +227,71 @@ def quantize(
         raise typer.Exit(EXIT_MISSED)
 
 
-def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder; for the other formats a bundle will do.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The .photonstep file.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the bundle; the run folder's name if not given.")] = None,
-    version: Annotated[str, typer.Option("--bundle-version", help="Of the bundle.")] = "1.0.0",
-    test_frame: Annotated[Path | None, typer.Option(help="A raw uint8 or uint16 frame (TIFF) to prove it on.")] = None,
-    frame_steps: Annotated[
-        list[int] | None,
-        typer.Option(min=1, help="A whole restoration of so many evaluations as one graph; may be repeated (1, 4)."),
-    ] = None,
-    validations: Annotated[
-        list[Path] | None, typer.Option("--validation", help="JSON of photonstep validate, for the report.")
-    ] = None,
-    licence: Annotated[str, typer.Option(help="Of the weights, an SPDX expression.")] = "MIT",
-    tensorrt: Annotated[
-        Literal["rtx", "classic"] | None, typer.Option(help="Build a TensorRT engine on this machine, into its cache.")
-    ] = None,
-    engine_precision: Annotated[
-        Literal["fp16", "int8_symmetric"], typer.Option(help="Of the TensorRT engine.")
-    ] = "fp16",
-    bioimageio: Annotated[
-        Path | None, typer.Option(help="Also write a BioImage Model Zoo package (.zip) of the bundle.")
-    ] = None,
-    camera: Annotated[Path | None, typer.Option(help="camera.json that the BioImage package is made for.")] = None,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Make a bundle of a run: networks, whole-frame graphs, report, model card; or other formats of a bundle."""
-    bundle = run if run.suffix == ".photonstep" or not run.is_dir() else output
-    if bundle is None:
-        raise TrainingError("no output given; expected --output NAME.photonstep for the bundle of a run")
-    if bundle is output:
-        _package(run, bundle, name, version, test_frame, frame_steps, validations, licence, overwrite)
-    elif output is not None:
-        raise TrainingError(f"{run} is a bundle already; leave --output out, or give a run folder")
-    if bioimageio is not None:
-        from photonstep.runtime.camera import Camera
+def _beside(run: str, what: str) -> Path:
+    """The default run folder of a stage, printed: beside the run; for a bundle in the current folder.
 
-        shown = None if camera is None else Camera.load(camera)
-        written = _training_side("export.bioimageio").write(bundle, bioimageio, camera=shown, overwrite=overwrite)
-        print(f"wrote {written}")
-    if tensorrt is not None:
-        _build_engine(bundle, tensorrt, engine_precision)
+    Raises
+    ------
+    TrainingError : nothing there to start from
+    """
+    from photonstep.runtime.bundle import SUFFIX
+    from photonstep.runtime.restore import shipped_bundles
+
+    path, shipped = Path(run), shipped_bundles()
+    if run not in shipped and not path.exists():
+        raise TrainingError(
+            f"nothing at {run}; expected a run folder, a weights.pt, a {SUFFIX} file or one of {', '.join(shipped)}"
+        )
+    if run in shipped or path.suffix == SUFFIX:
+        output = Path(f"{path.stem}-{what}")
+    else:
+        folder = path.parent if path.suffix == ".pt" else path
+        if folder.name in ("", ".."):  # "." has no name of its own
+            folder = folder.resolve()
+        output = folder.parent / f"{folder.name}-{what}"
+    print(f"run folder: {output}")
+    return output
 
 
-def validate(
-    bundle: Annotated[str, typer.Argument(help="The student: a .photonstep file or a shipped name.")],
-    against: Annotated[str, typer.Option(help="The teacher, or the same bundle for another precision.")],
-    precision: Annotated[str, typer.Option(help="Of the student: fp32, bf16, int8.")] = "fp32",
-    against_precision: Annotated[str, typer.Option(help="Of the teacher.")] = "fp32",
-    steps: Annotated[int | None, typer.Option(min=1, help="Evaluations of the student.")] = None,
-    against_steps: Annotated[int | None, typer.Option(min=1, help="Evaluations of the teacher.")] = None,
-    gate: Annotated[
-        Literal["stage", "total"], typer.Option(help="Limit of the PSNR loss: 0.1 dB a stage, 0.3 dB in total.")
-    ] = "total",
-    pool: PoolOption = None,
-    scenes: Annotated[int | None, typer.Option(min=0, help="Simulated scenes in every noise bin.")] = None,
-    size_px: Annotated[int | None, typer.Option("--size", min=32, metavar="PX", help="Side of the frames.")] = None,
-    blank_frames: Annotated[int | None, typer.Option(min=0, help="Empty fields for every light level.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="All figures.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Report with pictures, one self-contained page.")] = None,
-    png: Annotated[Path | None, typer.Option(help="The report's pictures on one sheet.")] = None,
-    overwrite: OverwriteOption = False,
-) -> None:
-    """Hold a student against its teacher in every noise bin; exit code 1 where a gate is missed."""
-    from rich.console import Console
-
-    work, report = _training_side("export.validate"), _training_side("export.validation_report")
-    report.check_free((json_path, html, png), overwrite=overwrite)
-    console = Console()
-    with console.status("photographing and restoring") as status:
-        found = work.validate(
-            bundle, against, precision=precision, against_precision=against_precision, steps=steps,
-            against_steps=against_steps, gates=work.GATES[gate], data=pool,
-            progress=lambda done, total: status.update(f"restored {done} of {total} frames"),
-            **_given({"scenes": scenes, "size_px": size_px, "blank_frames": blank_frames}),
-        )  # fmt: skip
-    console.print(report.table(found))
-    for path in report.write_reports(found, json_path=json_path, html_path=html, png_path=png, overwrite=overwrite):
-        print(f"wrote {path}")
-    if not found.passed:
-        raise typer.Exit(EXIT_MISSED)
+@contextmanager
+def _kept(output: Path) -> Iterator[None]:
+    """Ctrl-C tells what is left of a run."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = f"the run folder {output} is kept, and the same command goes on"
+        left = kept if output.exists() else f"nothing was begun in {output} yet"
+        raise KeyboardInterrupt(f"interrupted; {left}") from None
 
 
-def _package(
-    run: Path, output: Path, name: str | None, version: str, test_frame: Path | None, frame_steps: list[int] | None,
-    validations: list[Path] | None, licence: str, overwrite: bool,
-) -> None:  # fmt: skip
-    work, records = _training_side("export.package"), _training_side("export.validation")
-    bundle = work.package(
-        run, output, name=name or run.resolve().name, version=version,
-        test_frame=test_frame or Path(__file__).parent / "demo_data" / "demo.tif",
-        frame_steps=frame_steps or (1, 4), licence=licence, overwrite=overwrite,
-        validation=[records.Validation.from_dict(json.loads(path.read_text())) for path in validations or ()],
-    )  # fmt: skip
-    print(f"wrote {bundle!r}, {output.stat().st_size / 1e6:.2f} MB, SHA-256 {bundle.sha256}")
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Errors of reading ``path`` name it.
+
+    Raises
+    ------
+    TrainingError : in place of OSError, ValueError (damaged JSON and TIFF are such) or a TrainingError without the file
+    """
+    try:
+        yield
+    except (OSError, ValueError, TrainingError) as error:
+        cause = getattr(error, "strerror", None) or error
+        raise TrainingError(f"{path} cannot be read as {what}: {cause}") from error
 
 
-def _build_engine(bundle: Path, flavour: str, precision: str) -> None:
-    def show(progress: Any) -> None:
-        left = "" if progress.remaining_s is None else f", about {progress.remaining_s:.0f} s left"
-        print(f"\r{100 * progress.done:3.0f} %  {progress.phase:.40}{left}\033[K", end="", flush=True)
-
-    made = _training_side("export.tensorrt").build(bundle, precision=precision, flavour=flavour, progress=show)
-    print(f"\r\033[Kengine {'found' if made.cached else f'built in {made.seconds:.1f} s'}: {made.path}")
+def refuse_idle(options: dict[str, Any], why: str) -> None:
+    """Raises TrainingError where one of these options, by parameter name, was given: it would not do anything."""
+    idle = ", ".join(f"--{name.replace('_', '-')}" for name in given(options))
+    if idle:
+        raise TrainingError(f"{idle}: no effect {why}")
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
+def given(values: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; the settings know the defaults of the others."""
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _training_side(module: str) -> Any:
+def training_side(module: str) -> Any:
     """A module of the training rooms.
 
     Raises
