@@ -146,6 +146,8 @@ def test_layers_named_stay_in_float(graph, ranges, planes):
     every = qdq.quantisable(onnx.load_model_from_string(graph))
     np.testing.assert_array_equal(evaluate(qdq.with_qdq(graph, ranges, "cpu", in_float=every), planes),
                                   evaluate(graph, planes))  # fmt: skip
+    with pytest.raises(TrainingError, match="no layer down_block"):
+        qdq.with_qdq(graph, ranges, "cpu", in_float=["down_block"])
     tensors = tensors_of(qdq.with_qdq(graph, ranges, "cpu", in_float=every[:1]))
     assert f"{every[0]}.weight" in tensors
     assert f"{every[1]}.weight" not in tensors
