@@ -5,7 +5,6 @@ import json
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 
@@ -14,6 +13,7 @@ from photonstep import BundleError, PlanError
 from photonstep.export.frame_graph import Recipe, add_frame_graphs, frame_graph, frame_graph_of
 from photonstep.export.onnx import OPSET, to_onnx
 from photonstep.models.network import Denoiser, NetworkConfig
+from photonstep.runtime.backends import openvino
 from photonstep.runtime.bundle import FRAME_INPUTS, FRAME_OUTPUT, Bundle, write_bundle
 from photonstep.runtime.onnx_scan import scan_onnx
 from photonstep.runtime.restore import find_bundle
@@ -42,7 +42,7 @@ def on_onnx_runtime(graph):
 
 def on_openvino(graph):
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    core = openvino.Core()
+    core = openvino.core()
     compiled = core.compile_model(core.read_model(graph), "CPU", settings)
     return lambda frame, camera: compiled(feeds(frame, camera))[0]
 
