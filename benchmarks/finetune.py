@@ -2,7 +2,7 @@
 
     python -m benchmarks.finetune --data ../shared/data
 
-W2S widefield cells, ten of the training fields, two of which are held out to choose the weights:
+W2S widefield cells, ten of the training fields, of which some are held out to choose the weights:
 
 paired    noisy frames with their references
 noisy     the same noisy frames alone, no reference anywhere

@@ -316,9 +316,9 @@ def _detail_given(network: Denoiser, held_out: Walked) -> tuple[float, float]:
     for part in _parts(held_out, 8):
         here = to_device(part, device)
         none, all_of_it = (network(here.at(k).with_knob()) for k in (0.0, 1.0))
-        wanted = here.detail - here.mean
-        missed += (all_of_it - here.detail).square().sum().item()
-        energy += (all_of_it - none).square().sum().item()
+        wanted, given = here.detail - here.mean, all_of_it - none
+        missed += (given - wanted).square().sum().item()
+        energy += given.square().sum().item()
         whole += wanted.square().sum().item()
     return 1 - missed / whole, energy / whole
 

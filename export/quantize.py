@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.metadata
+import importlib.resources
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +44,8 @@ REPORT, RANGES = "quantization.json", "ranges.json"
 MEMBERS: Final[dict[str, str]] = {
     "int8": "step_int8.onnx", "int8_symmetric": "step_int8_symmetric.onnx", "fp16": "step_fp16.onnx",
 }  # fmt: skip
+DEMO_FRAME: Final = Path(str(importlib.resources.files("photonstep"))) / "demo_data" / "demo.tif"
 DIALECTS: Final[dict[str, Dialect]] = {"int8": "cpu", "int8_symmetric": "tensorrt"}
-DEMO_FRAME: Final = Path(__file__).resolve().parent.parent / "photonstep" / "demo_data" / "demo.tif"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ from photonstep.runtime.bundle import Bundle
 from photonstep.runtime.camera import Camera
 from photonstep.runtime.quality_flags import FLAGS
 
+REPORT_LINES = 40  # of a report in another form than photonstep's own
+
 # Worth a word when they are absent; imagecodecs reads TIFF compressions other than deflate.
 RUNTIME_PACKAGES = ("openvino", "onnxruntime", "pillow", "imagecodecs")
 
@@ -151,7 +153,8 @@ def bundle_tables(bundle: Bundle) -> Iterator[Group]:
         yield _titled("", Text(f"model card: {manifest.model_card}; read it with: photonstep info --card", style="dim"))
     if manifest.report is not None:
         content = json.loads(bundle.read(manifest.report.member))
-        yield _titled(f"\nValidation report ({manifest.report.member})", _facts(list(flatten(content))))
+        told = list(_stages_and_gates(content)) or list(flatten(content))[:REPORT_LINES]
+        yield _titled(f"\nReport (all figures in {manifest.report.member})", _facts(told))
 
 
 def _bundle_facts(bundle: Bundle) -> list[tuple[str, str]]:
@@ -171,6 +174,23 @@ def _bundle_facts(bundle: Bundle) -> list[tuple[str, str]]:
         ("photons per pixel", f"{limits.photons_min:g} to {limits.photons_max:g}"),
         ("noise correlation", f"up to {limits.max_noise_correlation:g}"),
     ]
+
+
+def _stages_and_gates(report: Any) -> Iterator[tuple[str, str]]:
+    """What was done to the weights and how their gates went, a line each."""
+    if not isinstance(report, dict):
+        return
+    for stage in report.get("stages", ()):
+        cost, gained = stage.get("cost", {}), stage.get("gained", {})
+        told = f"{stage['kmac_per_px']:.4g} kMAC per pixel" if "kmac_per_px" in stage else ""
+        if cost and gained:
+            told += f", {cost['steps']} steps, held-out loss {gained['last_held_out_loss']:.4f}"
+        yield f"{stage.get('stage', '')} {stage.get('run', '')}".strip(), told.removeprefix(", ")
+    for found in report.get("validations", ()):
+        sides = (found.get(side, {}) for side in ("student", "teacher"))
+        student, teacher = (f"{side.get('name', '?')} {side.get('precision', '?')}" for side in sides)
+        missed = len(found.get("failures", ()))
+        yield f"{student} against {teacher}", "passes every gate" if not missed else f"misses {missed} gates"
 
 
 def flatten(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

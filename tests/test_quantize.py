@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from photonstep import BundleError
+from photonstep import BundleError, demo
 from photonstep.export import qat, qdq, quantize, states
 from photonstep.export.activation_ranges import observed_ranges, percentile_ranges
 from photonstep.export.half import to_half
@@ -224,6 +224,7 @@ def test_a_walk_comes_down_to_lower_levels(network, few_fields):
 
 
 def test_a_real_frame_is_seen_as_the_runtime_sees_it(network):
+    assert quantize.DEMO_FRAME == demo.DEMO_FRAME  # wherever the package lies, installed or not
     found = states.frame_states([quantize.DEMO_FRAME], network.config)
     assert len(found) == 16
     assert 0.005 < found[0].level < 0.3

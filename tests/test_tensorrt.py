@@ -19,7 +19,9 @@ from photonstep.export.half import to_half
 from photonstep.export.onnx import to_onnx
 from photonstep.export.tensorrt import TARGETS, Profile
 from photonstep.models.network import Denoiser, NetworkConfig
+from photonstep.runtime.bundle import Bundle, write_bundle
 from photonstep.runtime.errors import TrainingError
+from photonstep.runtime.restore import find_bundle
 
 SMALL = Profile(smallest=(16, 16), usual=(64, 64), largest=(128, 128))
 KEY = EngineKey(
@@ -156,11 +158,25 @@ def test_impossible_profiles_are_refused(profile, tmp_path):
         tensorrt.build("base", profile=profile, cache=tmp_path)
 
 
+def float_alone(folder):
+    """live with its float32 network alone, as a file."""
+    live = Bundle.load(find_bundle("live"))
+    fields = json.loads(live.manifest.to_json())
+    for name in ("format", "format_version", "members", "frame_graphs", "model_card", "report", "test_frame"):
+        fields.pop(name, None)
+    fields["networks"] = [n for n in fields["networks"] if n["precision"] == "fp32"]
+    member = fields["networks"][0]["member"]
+    path = folder / "float.photonstep"
+    write_bundle(path, fields, {member: live.read(member)})
+    return path
+
+
 def test_what_the_bundle_has_not_is_refused(tmp_path):
+    plain = float_alone(tmp_path)
     with pytest.raises(TrainingError, match="no int8_symmetric; quantise the run"):
-        tensorrt.build("sr2", precision="int8_symmetric", cache=tmp_path)
+        tensorrt.build(plain, precision="int8_symmetric", cache=tmp_path)
     with pytest.raises(TrainingError, match="fp16, int8_symmetric"):
-        tensorrt.build("sr2", precision="int8", cache=tmp_path)
+        tensorrt.build(plain, precision="int8", cache=tmp_path)
 
 
 @pytest.mark.parametrize("targets", [(), ("sm_10",)])
