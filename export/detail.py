@@ -37,7 +37,7 @@ from ..models.noise import Batch
 from ..models.run_folder import run_settings, save_whole, write_whole
 from ..models.train import HELD_OUT, edm_residual, network_planes
 from ..runtime import samplers, schedule
-from ..runtime.errors import PhotonstepError, TrainingError
+from ..runtime.errors import TrainingError
 from .distil import (
     DistilSettings,
     Fields,
@@ -45,6 +45,7 @@ from .distil import (
     add_arguments,
     load_denoiser,
     mean_target,
+    outcome_of,
     photograph,
     residual_of,
     restored,
@@ -341,17 +342,12 @@ def main() -> int:
     parser.add_argument("--cached-batches", type=int, default=defaults.cached_batches, help="walked by the teacher")
     add_arguments(parser, defaults)
     given = parser.parse_args()
-    try:
-        settings = settings_from(given, defaults, steps=given.training_steps)
-        result = distill_detail(
+    return outcome_of(
+        lambda: distill_detail(
             given.run, given.output, steps=given.steps, data=given.data, tier=given.tier, start_from=given.start_from,
-            settings=settings,
-        )  # fmt: skip
-    except PhotonstepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(result)
-    return 0
+            settings=settings_from(given, defaults, steps=given.training_steps),
+        )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

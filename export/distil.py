@@ -373,6 +373,17 @@ def settings_from(arguments: argparse.Namespace, defaults: DistilSettings, **oth
     return replace(defaults, **(given | others))  # type: ignore[arg-type]
 
 
+def outcome_of(work: Callable[[], object]) -> int:
+    """Do what a stage's command asks for and print its result; 2, after a line of error, where that cannot be done."""
+    try:
+        result = work()
+    except PhotonstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(result)
+    return 0
+
+
 def main() -> int:
     """The command; returns 2 where it could not be done."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -383,17 +394,12 @@ def main() -> int:
     parser.add_argument("--training-steps", type=int, default=DistilSettings.steps, help="optimiser steps")
     add_arguments(parser, DistilSettings())
     given = parser.parse_args()
-    try:
-        settings = settings_from(given, DistilSettings(), steps=given.training_steps)
-        result = distill(
+    return outcome_of(
+        lambda: distill(
             given.run, given.output, steps=given.steps, data=given.data, tier=given.tier, start_from=given.start_from,
-            settings=settings,
-        )  # fmt: skip
-    except PhotonstepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(result)
-    return 0
+            settings=settings_from(given, DistilSettings(), steps=given.training_steps),
+        )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

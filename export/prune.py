@@ -24,7 +24,7 @@ from ..models.loop import Progress, print_progress, to_device
 from ..models.network import INPUT_PLANES, Denoiser, NetworkConfig, kmac_per_px
 from ..models.run_folder import run_settings, save_whole
 from ..models.train import edm_loss
-from ..runtime.errors import PhotonstepError, TrainingError
+from ..runtime.errors import TrainingError
 from .channels import Axis, axes_of, importance, narrowed, width_of, without
 from .distil import (
     Compressed,
@@ -33,6 +33,7 @@ from .distil import (
     add_arguments,
     learn_from,
     load_denoiser,
+    outcome_of,
     photograph,
     settings_from,
 )  # fmt: skip
@@ -129,13 +130,13 @@ def prune(
     settings = settings or PruneSettings(target_macs=target_macs, target_ms=target_ms)
     if target_macs is not None or target_ms is not None:
         settings = replace(settings, target_macs=target_macs, target_ms=target_ms)
-    fields = fields or Fields.load(data, output, settings)
-    output.mkdir(parents=True, exist_ok=True)
     network, steps = load_denoiser(run), steps_of(run)
     if network.config.planes > INPUT_PLANES:
         raise TrainingError(f"{run} has a detail knob, which pruning would not train; prune the mean's network first")
     if steps > 1:  # a student of few steps recovers step by step: each of its steps is the finest that it has
         settings = replace(settings, student_steps=steps, substeps=1 if teacher is None else settings.substeps)
+    fields = fields or Fields.load(data, output, settings)
+    output.mkdir(parents=True, exist_ok=True)
     pruned = _pruned_before(output, settings)
     if pruned is None:
         measure = measure or MeasuredLatency(
@@ -286,17 +287,13 @@ def main() -> int:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"{text} ({value})")
     add_arguments(parser, defaults)
     given = parser.parse_args()
-    try:
-        settings = settings_from(given, defaults, steps=given.training_steps)
-        result = prune(
+    return outcome_of(
+        lambda: prune(
             given.run, given.output, target_macs=given.target_macs, target_ms=given.target_ms, data=given.data,
-            teacher=given.teacher, settings=settings, latency_table=given.latency_table,
-        )  # fmt: skip
-    except PhotonstepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(result)
-    return 0
+            teacher=given.teacher, settings=settings_from(given, defaults, steps=given.training_steps),
+            latency_table=given.latency_table,
+        )
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -265,6 +265,7 @@ def test_a_student_of_few_steps_stays_one(fields, tmp_path, monkeypatch):
 def test_what_cannot_be_pruned_is_said_first(fields, tmp_path):
     with pytest.raises(TrainingError, match="made for super_resolution"):
         prune("sr2", tmp_path / "a", settings=settings(target_macs=0.9), fields=fields, measure=by_macs)
+    assert not (tmp_path / "a").exists()
     knob = tmp_path / "knob"
     knob.mkdir()
     write_weights(random_network(NetworkConfig(widths=(32, 32), planes=5)), knob, 0)
