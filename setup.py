@@ -17,7 +17,7 @@ VARIANTS = {
 
 
 class NativeLibrary(build_ext):
-    """Builds one library for ctypes, its loops once for every instruction set. Where that fails, the install goes on."""
+    """One library for ctypes, its loops compiled for every instruction set. Where that fails, the install goes on."""
 
     def build_extension(self, ext):
         unix = self.compiler.compiler_type == "unix"
