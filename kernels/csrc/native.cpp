@@ -14,7 +14,7 @@
 #if defined(_WIN32)
 #define PS_EXPORT extern "C" __declspec(dllexport)
 #else
-#include <unistd.h>
+#include <pthread.h>
 #define PS_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
@@ -41,13 +41,17 @@ Variant chosen = best_variant();
 
 constexpr int64_t BYTES_WORTH_A_THREAD = 3 << 20;  // below it, waking a sleeping thread costs more than it saves
 
-// Threads that sleep between jobs. One job at a time; a caller that finds it busy does its rows alone. A forked child has
-// none of the parent's threads and starts its own.
+// Threads that sleep between jobs. One job at a time; a caller that finds it busy does its rows alone.
 class Crew {
 public:
-    static Crew& instance() {
-        static Crew* crew = new Crew;  // never destroyed: threads may still sleep in it when the process ends
-        return *crew;
+    static Crew& instance() { return *current_; }
+
+    // A forked child has none of the parent's threads, but copies of the locks that they held and of the condition that
+    // they wait on, which would wait for them for ever: it begins with a crew of its own.
+    static void begin_in_child() {
+        const int wanted = current_->wanted_;
+        current_ = new Crew;
+        current_->wanted_ = wanted;
     }
 
     void set_threads(int count) { wanted_ = count < 1 ? 1 : count; }
@@ -81,12 +85,6 @@ public:
 
 private:
     bool have(int64_t count) {
-#if !defined(_WIN32)
-        if (owner_ != getpid()) {  // after a fork
-            started_ = 0;
-            owner_ = getpid();
-        }
-#endif
         try {
             for (; started_ < count; ++started_) std::thread([this] { serve(); }).detach();
         } catch (...) {
@@ -123,10 +121,13 @@ private:
     const std::function<void(int64_t, int64_t)>* work_ = nullptr;
     int64_t units_ = 0, shares_ = 0, next_ = 0, waiting_ = 0, started_ = 0;
     std::atomic<int> wanted_{1};
-#if !defined(_WIN32)
-    pid_t owner_ = getpid();
-#endif
+    static Crew* current_;  // never destroyed: threads may still sleep in it when the process ends
 };
+
+Crew* Crew::current_ = new Crew;
+#if !defined(_WIN32)
+[[maybe_unused]] const int forks_are_seen = pthread_atfork(nullptr, nullptr, Crew::begin_in_child);
+#endif
 
 void spread(int64_t units, int64_t bytes, const std::function<void(int64_t, int64_t)>& work) {
     Crew::instance().run(units, bytes, work);
