@@ -237,6 +237,13 @@ float counts_span(const Counts& k, int64_t y, int64_t begin, int64_t count) {
     const float* __restrict per_gain_map = k.per_gain_map ? k.per_gain_map + at : nullptr;
     const float* __restrict offset_map = k.offset_map ? k.offset_map + at : nullptr;
     constexpr bool FLOATING = sizeof(Pixel) == 4;
+    float lane[16] = {};  // sixteen sums side by side: a vector's worth; before the counts, which may take their place
+    const int64_t even = count & ~15;
+    for (int64_t i = 0; i < even; i += 16)
+        for (int j = 0; j < 16; ++j) lane[j] += balanced(electrons[i + j], gain, shift);
+    float sum = 0;
+    for (int j = 0; j < 16; ++j) sum += lane[j];
+    for (int64_t i = even; i < count; ++i) sum += balanced(electrons[i], gain, shift);
     if (per_gain_map) {
         for (int64_t i = 0; i < count; ++i) {
             const float value = to_adu(balanced(electrons[i], gain, shift), per_gain_map[i], offset_map[i]);
@@ -249,13 +256,6 @@ float counts_span(const Counts& k, int64_t y, int64_t begin, int64_t count) {
             out[i] = FLOATING ? (Pixel)value : (Pixel)(int32_t)clipped(value, largest);
         }
     }
-    float lane[16] = {};  // sixteen sums side by side: a vector's worth
-    const int64_t even = count & ~15;
-    for (int64_t i = 0; i < even; i += 16)
-        for (int j = 0; j < 16; ++j) lane[j] += balanced(electrons[i + j], gain, shift);
-    float sum = 0;
-    for (int j = 0; j < 16; ++j) sum += lane[j];
-    for (int64_t i = even; i < count; ++i) sum += balanced(electrons[i], gain, shift);
     return sum;
 }
 

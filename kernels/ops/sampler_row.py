@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import native, reference
 from ..arguments import structure
-from .checks import Float32, FrameError, address, float_image
+from .checks import Float32, FrameError, address, check_writable, float_image
 from .noise import Key, normal
 
 
@@ -129,6 +129,9 @@ def network_planes(
 def _check_written(shape: tuple[int, ...], *written: Float32 | None) -> None:
     if any(w is not None and (w.shape != shape or w.dtype != np.float32 or not w.flags.c_contiguous) for w in written):
         raise FrameError(f"an output is not (H, W) float32 of shape {shape} in C order; allocate it so")
+    for array in written:
+        if array is not None:
+            check_writable("an output", array)
 
 
 def _by_reference(
