@@ -187,7 +187,9 @@ void sampler_row_span(const SamplerRow& k, int64_t y, int64_t begin, int64_t cou
         return;
     }
     float scratch[SPAN], noise[SPAN];
-    float* __restrict x0 = k.x0 ? k.x0 + at : scratch;
+    // x0 may take the place of an array that is read below
+    const bool apart = k.x0 && k.x0 != k.x && k.x0 != k.x0_before && k.x0 != k.measurement;
+    float* __restrict x0 = apart ? k.x0 + at : scratch;
     x0_span(k, at, count, x0);
     const float *x = k.x + at, *before = k.p != 0 ? k.x0_before + at : nullptr, *seen = k.y != 0 ? k.measurement + at : nullptr;
     float* next = k.next + at;  // may be x itself
@@ -202,6 +204,7 @@ void sampler_row_span(const SamplerRow& k, int64_t y, int64_t begin, int64_t cou
         if (k.sigma_map) for (int64_t i = 0; i < count; ++i) next[i] += k.n * (k.sigma_map[at + i] * noise[i]);
         else for (int64_t i = 0; i < count; ++i) next[i] += k.n * noise[i];
     }
+    if (k.x0 && !apart) for (int64_t i = 0; i < count; ++i) k.x0[at + i] = x0[i];
     if (k.plane) next_inputs(k, next, at, count);
 }
 
