@@ -10,17 +10,22 @@ from .percentiles import percentiles
 from .preview import preview_u8
 from .resample import upsample2
 from .residual import lag_products
+from .similarity import similarity
 from .stabilise import stabilise
+from .temporal import Limits, fuse
 from .usable import LARGEST_COUNT, usable_pixels
 
 __all__ = [
     "FRAME_DTYPES",
     "LARGEST_COUNT",
     "FrameError",
+    "Limits",
     "block_means",
+    "fuse",
     "lag_products",
     "percentiles",
     "preview_u8",
+    "similarity",
     "stabilise",
     "to_counts",
     "unstabilise",

@@ -10,20 +10,25 @@ from .percentiles import percentiles
 from .preview import preview_u8
 from .resample import UPSAMPLE_TAPS, upsample2
 from .residual import lag_products
+from .similarity import similarity
 from .stabilise import ANSCOMBE_OFFSET, anscombe, to_photoelectrons
+from .temporal import Limits, fuse
 
 __all__ = [
     "ANSCOMBE_OFFSET",
     "UPSAMPLE_TAPS",
     "Floats",
+    "Limits",
     "Scalar",
     "anscombe",
     "block_means",
+    "fuse",
     "inverse_anscombe",
     "lag_products",
     "percentiles",
     "preview_u8",
     "round_and_clip",
+    "similarity",
     "to_adu",
     "to_photoelectrons",
     "upsample2",
