@@ -1,8 +1,8 @@
 """How the light of a whole scene changed from the frames so far to the new one: a lamp flickers, a dye bleaches.
 
-In stabilised units ``z^2 = 4 (e + 3/8 + r^2)``, so a change of photoelectrons ``e -> gain e + shift`` is a line through
-block means of ``z^2``. Blocks that do not lie on it (something moved there) are left out. Where no line explains half of
-the frame, nothing is said: another scene is for the motion test.
+In stabilised units ``z^2 = 4 (e + 3/8 + r^2)``, so a change of photoelectrons ``e -> gain e + shift`` is a line
+through block means of ``z^2``. Blocks that do not lie on it (something moved there) are left out. Where no line
+explains half of the frame, nothing is said: another scene is for the motion test.
 """
 
 from __future__ import annotations

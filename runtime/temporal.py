@@ -139,5 +139,5 @@ def _read_only(array: Float32) -> Float32:
 
 
 def _check_number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= float(value) <= high:
         raise PlanError(f"{name} is {value!r}; expected a number from {low} to {high}")

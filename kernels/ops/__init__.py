@@ -3,6 +3,7 @@
 One file a family; every function has its formula in `kernels.reference`, where it can be read in one line.
 """
 
+from ..reference import Limits
 from .blocks import block_means
 from .checks import FRAME_DTYPES, FrameError
 from .counts import to_counts, unstabilise
@@ -12,7 +13,7 @@ from .resample import upsample2
 from .residual import lag_products
 from .similarity import similarity
 from .stabilise import stabilise
-from .temporal import Limits, fuse
+from .temporal import fuse
 from .usable import LARGEST_COUNT, usable_pixels
 
 __all__ = [

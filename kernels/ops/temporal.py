@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import reference
-from ..reference import Limits
 from .checks import Float32, FrameError
 
 
@@ -16,7 +15,7 @@ def fuse(
     variance: Float32,
     *,
     n_max: float,
-    limits: Limits,
+    limits: reference.Limits,
     emphasis: float,
     noise_correlation: tuple[float, float] = (0.0, 0.0),
     light: tuple[float, float] = (1.0, 0.0),

@@ -1,7 +1,7 @@
 """Fusion of stabilised frames: a recursive mean per pixel that believes the past only where the new frame agrees.
 
-With ``d = (z - mean) / sqrt(1 + variance)``, unit normal while nothing changes, windows around a pixel are asked what the
-mean is off by. Each answer ``b`` has a noise of its own, of variance ``t``:
+With ``d = (z - mean) / sqrt(1 + variance)``, unit normal while nothing changes, windows around a pixel are asked what
+the mean is off by. Each answer ``b`` has a noise of its own, of variance ``t``:
 
 | asked | ``b``, in units of d | ``t`` |
 | --- | --- | --- |
@@ -21,8 +21,8 @@ for a mean whose error is ``variance + B``, with a gain no lower than that of ``
     gain = max((variance + B) / (1 + variance + B), 2 / (n_max + 1))
     mean' = mean + gain (z - mean)        variance' = (1 - gain)^2 (variance + B) + gain^2
 
-``variance'`` is exact for the noise of a gain that does not depend on it, and what the mean may still be off by comes on
-top: 1 / n_max at least, 1 at most. A result depends on pixels up to 3 px away.
+``variance'`` is exact for the noise of a gain that does not depend on it, and what the mean may still be off by comes
+on top: 1 / n_max at least, 1 at most. A result depends on pixels up to 4 px away.
 """
 
 from __future__ import annotations
