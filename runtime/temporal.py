@@ -48,7 +48,7 @@ class FusionSettings:
     small_limit: float = 3.5
     large_limit: float = 4.0
     motion_limit: float = 2.0
-    spread_limit: float = 4.5
+    spread_limit: float = 5.0
     emphasis: float = 16.0
     follow_light: bool = True
 
