@@ -22,7 +22,16 @@ from photonstep.runtime.temporal import FusionSettings, TemporalFusion
 
 from . import machine
 from .temporal_scenes import (
-    Image, Scene, Sequence as Restored, drifting, light_of, locate, photograph, spots, structures, uncovered,
+    Image,
+    Player,
+    Scene,
+    drifting,
+    light_of,
+    locate,
+    photograph,
+    spots,
+    structures,
+    uncovered,
 )  # fmt: skip
 
 LIGHTS_E: Final = (3.0, 10.0, 30.0)
@@ -35,7 +44,7 @@ Row = dict[str, Any]
 def restore(restorer: Any, scene: Scene, count: int, seed: int, settings: FusionSettings | None) -> list[Image]:
     """The restored frames of a scene, photoelectrons; ``settings`` None looks at each frame by itself."""
     rng = np.random.default_rng(seed)
-    sequence = Restored(restorer, None if settings is None else TemporalFusion(settings))
+    sequence = Player(restorer, None if settings is None else TemporalFusion(settings))
     return [sequence(photograph(scene(t), rng)).astype(np.float64) for t in range(count)]
 
 
@@ -204,10 +213,10 @@ def _is_on(t: int) -> bool:
 
 
 def _settling(levels: NDArray[np.float64], start: int) -> Row:
-    """From (single, fused) levels by frame: when the fused one stays within 5 % of the step, and its first frame."""
+    """From (single, fused) levels by frame: from when on the fused one is 5 % of the step behind at most."""
     height = levels[0, start:].mean() - levels[0, :start].mean()
-    off = np.abs(levels[1, start:] - levels[0, start:]) / height
-    late = np.flatnonzero(off > 0.05)
+    behind = (levels[0, start:] - levels[1, start:]) / height
+    late = np.flatnonzero(behind > 0.05)
     return {
         "frames": int(late[-1]) + 1 if late.size else 0,
         "first_frame_off_percent": float(100 * (levels[1, start] - levels[0, start]) / height),

@@ -93,7 +93,7 @@ def photograph(photons: Image, rng: np.random.Generator) -> NDArray[np.uint16]:
     return np.asarray(np.clip(np.rint(counts), 0, 65535), np.uint16)
 
 
-class Sequence:
+class Player:
     """Restores a scene frame by frame, with fusion or without; photoelectrons out.
 
     Parameters
