@@ -119,13 +119,14 @@ def moving_spots(restorer: Any, seed: int, repeats: int = 3) -> list[Row]:
             for repeat in range(repeats):
                 grid = spots(peak_e, seed + repeat)
                 count = 9 if speed > 1 else 14
-                single, fused = pair(restorer, lambda t, g=grid, v=speed: g.at(shift_px=v * t), count, seed + repeat)
+                single, fused = pair(
+                    restorer, lambda t, g=grid, v=speed, c=count: g.at(shift_px=v * (t - c // 2)), count, seed + repeat
+                )
                 for t in range(WARM_UP, count):
-                    for row, column in grid.start_px:
-                        place = column + speed * t
-                        lags["fused"].append(place - locate(fused[t], row, place)[1])
-                        y, x = locate(single[t], row, place)
-                        lags["single"].append(place - x)
+                    for row, column, way in grid.places(speed * (t - count // 2)):
+                        lags["fused"].append(way * (column - locate(fused[t], row, column)[1]))
+                        y, x = locate(single[t], row, column)
+                        lags["single"].append(way * (column - x))
                         aside.append(abs(y - row))
             rows.append({"peak_e": peak_e, "px_per_frame": speed, "lag_px": float(np.median(lags["fused"])),
                          "single_lag_px": float(np.median(lags["single"])),

@@ -30,13 +30,18 @@ class Spots:
     start_px: Image
     peak_e: float
 
+    def places(self, shift_px: float) -> list[tuple[float, float, int]]:
+        """(y, x, direction) of every spot that moved so far; they go left and right by turns: the scene stays."""
+        ways = [1 - 2 * ((n + n // GRID) % 2) for n in range(len(self.start_px))]
+        return [(y, x + way * shift_px, way) for (y, x), way in zip(self.start_px, ways, strict=True)]
+
     def at(self, shift_px: float = 0.0, weight: float = 1.0) -> Image:
         """Mean photoelectrons with all spots moved along x and their light scaled."""
         y, x = np.mgrid[:SIDE_PX, :SIDE_PX].astype(np.float64)
         light = np.full((SIDE_PX, SIDE_PX), BACKGROUND_E)
-        for row, column in self.start_px:
+        for row, column, _ in self.places(shift_px):
             near = np.exp(-((y[:, 0] - row) ** 2) / (2 * SPOT_SIGMA_PX**2))
-            along = np.exp(-((x[0] - column - shift_px) ** 2) / (2 * SPOT_SIGMA_PX**2))
+            along = np.exp(-((x[0] - column) ** 2) / (2 * SPOT_SIGMA_PX**2))
             light += weight * self.peak_e * near[:, None] * along[None]
         return light
 
@@ -46,7 +51,7 @@ def spots(peak_e: float, seed: int) -> Spots:
     pitch = SIDE_PX // GRID
     corner = np.stack(np.meshgrid(np.arange(GRID), np.arange(GRID), indexing="ij"), -1).reshape(-1, 2) * pitch
     jitter = np.random.default_rng(seed).uniform(-1, 1, corner.shape)
-    return Spots(start_px=corner + np.array([pitch / 2, pitch / 4]) + jitter, peak_e=peak_e)
+    return Spots(start_px=corner + np.array([pitch / 2, pitch / 2]) + jitter, peak_e=peak_e)
 
 
 def structures(seed: int, count: int = 4) -> Iterator[tuple[str, Image]]:

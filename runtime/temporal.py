@@ -45,10 +45,10 @@ class FusionSettings:
 
     n_max: float = 4
     point_limit: float = 6.0
-    small_limit: float = 3.5
+    small_limit: float = 3.2
     large_limit: float = 4.0
-    motion_limit: float = 2.0
-    spread_limit: float = 5.0
+    motion_limit: float = 1.7
+    spread_limit: float = 4.5
     emphasis: float = 16.0
     follow_light: bool = True
 
@@ -114,7 +114,7 @@ class TemporalFusion:
             noise_correlation=correlation, light=light, out_mean=mean, out_variance=variance,
         )  # fmt: skip
         self._spare, self._mean, self._variance = (self._mean, self._variance, noise), mean, variance
-        np.sqrt(variance, out=noise)
+        ops.noise_level(variance, out=noise)
         return _read_only(mean), _read_only(noise)
 
     def _begin(self, z: Float32) -> Float32:

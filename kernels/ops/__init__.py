@@ -13,7 +13,7 @@ from .resample import upsample2
 from .residual import lag_products
 from .similarity import similarity
 from .stabilise import stabilise
-from .temporal import fuse
+from .temporal import fuse, noise_level
 from .usable import LARGEST_COUNT, usable_pixels
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "block_means",
     "fuse",
     "lag_products",
+    "noise_level",
     "percentiles",
     "preview_u8",
     "similarity",

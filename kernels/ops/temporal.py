@@ -62,9 +62,34 @@ def fuse(
     return out_mean, out_variance
 
 
+def noise_level(variance: Float32, *, out: Float32 | None = None) -> Float32:
+    """Noise of a fused frame around every pixel: the root of the variance's mean over 9 x 9 px.
+
+    Parameters
+    ----------
+    variance : (H, W) float32, from `fuse`
+    out : (H, W) float32 to write into; None makes one
+
+    Returns
+    -------
+    (H, W) float32, in units of one frame's noise
+
+    Raises
+    ------
+    FrameError : shapes or dtypes differ
+    """
+    out = np.empty_like(variance) if out is None else out
+    _check("variance", variance, variance)
+    _check("out", out, variance)
+    out[...] = reference.noise_level(variance)
+    return out
+
+
 def _check(name: str, array: NDArray[np.float32], z: NDArray[np.float32]) -> None:
     if not isinstance(array, np.ndarray) or array.dtype != np.float32:
         kind = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise FrameError(f"{name} is {kind}; expected a float32 array, see Camera.stabilise")
     if array.ndim != 2 or not array.size or array.shape != z.shape:
-        raise FrameError(f"{name} has shape {array.shape}, z {z.shape}; expected one shape (H, W), neither side 0")
+        raise FrameError(
+            f"{name} has shape {array.shape}, the frame {z.shape}; expected one shape (H, W), neither side 0"
+        )

@@ -12,7 +12,7 @@ from .resample import UPSAMPLE_TAPS, upsample2
 from .residual import lag_products
 from .similarity import similarity
 from .stabilise import ANSCOMBE_OFFSET, anscombe, to_photoelectrons
-from .temporal import Limits, fuse
+from .temporal import Limits, fuse, noise_level
 
 __all__ = [
     "ANSCOMBE_OFFSET",
@@ -25,6 +25,7 @@ __all__ = [
     "fuse",
     "inverse_anscombe",
     "lag_products",
+    "noise_level",
     "percentiles",
     "preview_u8",
     "round_and_clip",

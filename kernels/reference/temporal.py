@@ -36,6 +36,7 @@ from .arrays import Floats
 SMALL_PX = 3
 LARGE_PX = 7
 SPREAD_PX = 5
+LEVEL_PX = 9
 SLOPE_NOISE = 0.1875  # variance of `slope` of white noise of variance 1
 FLAT = 1e-6  # keeps 0 / 0 away where the mean has no slope at all
 
@@ -66,9 +67,8 @@ def fuse(
     difference = z - mean
     spread = 1 + variance
     d = difference / np.sqrt(spread)
-    off = np.maximum(
-        seen_still(d, limits, noise_correlation), seen_moving(d, mean, variance, limits, noise_correlation)
-    )
+    moving = seen_moving(d, mean, variance, limits, noise_correlation)
+    off = np.maximum(seen_still(d, limits, noise_correlation), moving)
     error = variance + emphasis * spread * off
     gain = np.maximum(error / (1 + error), 2 / (n_max + 1))
     return mean + gain * difference, (1 - gain) ** 2 * error + gain * gain
@@ -99,6 +99,14 @@ def seen_moving(
         moved = counted(shift * shift, alike / (LARGE_PX**2 * power), limits.motion)
         off = np.maximum(off, real * g * g * moved)
     return off
+
+
+def noise_level(variance: Floats) -> Floats:
+    """Standard deviation that the mean has around a pixel: the root of the variance's mean over 9 x 9 px.
+
+    Pixels of one place differ by chance in how much past they keep; a denoiser wants to know the noise of the place.
+    """
+    return np.sqrt(box_mean(variance, LEVEL_PX))
 
 
 def follow_light(mean: Floats, variance: Floats, light: tuple[float, float]) -> tuple[Floats, Floats]:
