@@ -114,7 +114,7 @@ class TemporalFusion:
             noise_correlation=correlation, light=light, out_mean=mean, out_variance=variance,
         )  # fmt: skip
         self._spare, self._mean, self._variance = (self._mean, self._variance, noise), mean, variance
-        ops.noise_level(variance, out=noise)
+        ops.fused_noise(variance, out=noise)
         return _read_only(mean), _read_only(noise)
 
     def _begin(self, z: Float32) -> Float32:

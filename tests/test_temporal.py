@@ -96,7 +96,7 @@ def test_arrays_that_do_not_fit_are_refused(wrong):
             good, wrong, good, n_max=4.0, limits=OPEN, emphasis=1.0, out_mean=good.copy(), out_variance=good.copy()
         )
     with pytest.raises(ops.FrameError):
-        ops.noise_level(good, out=wrong if wrong is not None else np.ones((2, 2), np.float32))
+        ops.fused_noise(good, out=wrong if wrong is not None else np.ones((2, 2), np.float32))
 
 
 def test_slope_noise_is_what_white_noise_makes():

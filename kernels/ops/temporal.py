@@ -62,7 +62,7 @@ def fuse(
     return out_mean, out_variance
 
 
-def noise_level(variance: Float32, *, out: Float32 | None = None) -> Float32:
+def fused_noise(variance: Float32, *, out: Float32 | None = None) -> Float32:
     """Noise of a fused frame around every pixel: the root of the variance's mean over 9 x 9 px.
 
     Parameters
@@ -81,7 +81,7 @@ def noise_level(variance: Float32, *, out: Float32 | None = None) -> Float32:
     out = np.empty_like(variance) if out is None else out
     _check("variance", variance, variance)
     _check("out", out, variance)
-    out[...] = reference.noise_level(variance)
+    out[...] = reference.fused_noise(variance)
     return out
 
 

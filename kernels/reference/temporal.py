@@ -101,7 +101,7 @@ def seen_moving(
     return off
 
 
-def noise_level(variance: Floats) -> Floats:
+def fused_noise(variance: Floats) -> Floats:
     """Standard deviation that the mean has around a pixel: the root of the variance's mean over 9 x 9 px.
 
     Pixels of one place differ by chance in how much past they keep; a denoiser wants to know the noise of the place.
