@@ -2,14 +2,13 @@
 
 from setuptools import setup
 
-ROOMS = ("kernels", "runtime", "models", "export")
+FOLDERS = ("kernels", "kernels/ops", "kernels/reference", "runtime", "runtime/backends", "models", "export")
 
 setup(
-    packages=["photonstep", *(f"photonstep.{room}" for room in ROOMS), "photonstep.runtime.backends"],
+    packages=["photonstep", *(f"photonstep.{folder.replace('/', '.')}" for folder in FOLDERS)],
     package_dir={
         "photonstep": "photonstep",
-        "photonstep.runtime.backends": "runtime/backends",
-        **{f"photonstep.{room}": room for room in ROOMS},
+        **{f"photonstep.{folder.replace('/', '.')}": folder for folder in FOLDERS},
     },
     include_package_data=False,  # only what is named here; data folders are no packages
     package_data={

@@ -32,7 +32,8 @@ from PIL import Image
 from ..runtime.bundle import FRAME_INPUTS, FRAME_OUTPUT, Bundle, publish
 from ..runtime.camera import Camera
 from ..runtime.errors import BundleError, CameraError
-from ..runtime.restore import MINIMUM_SIDE_PX, find_bundle, load
+from ..runtime.plan import MINIMUM_SIDE_PX
+from ..runtime.restore import find_bundle, load
 from .frame_graph import frame_graph_of
 
 FORMAT_VERSION = "0.5.12"

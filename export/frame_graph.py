@@ -29,7 +29,7 @@ from ..runtime import samplers, schedule
 from ..runtime.bundle import FRAME_INPUTS, FRAME_OUTPUT, Bundle
 from ..runtime.errors import BundleError, PlanError
 from ..runtime.manifest import Defaults, Manifest, ModelSpec, Normalisation, OperatingRange
-from ..runtime.restore import MINIMUM_SIDE_PX
+from ..runtime.plan import MINIMUM_SIDE_PX
 from .graph_builder import GraphBuilder, finished
 
 FULL_COUNT = 65535.0

@@ -30,14 +30,15 @@ if TYPE_CHECKING:
         PlanError,
         ShapeError,
     )
-    from .runtime.restore import Restorer, Result, load, shipped_bundles
+    from .runtime.plan import Result
+    from .runtime.restore import Restorer, load, shipped_bundles
 
 # Public name -> module that defines it; imported when first used, so that `import photonstep` costs next to nothing.
 _HOMES = {
     "Bundle": "bundle",
     "Camera": "camera",
     "Restorer": "restore",
-    "Result": "restore",
+    "Result": "plan",
     "load": "restore",
     "shipped_bundles": "restore",
     "PhotonstepError": "errors",

@@ -159,7 +159,7 @@ def restore(
     Without camera numbers, the camera is estimated once for each channel of each file and printed.
     """
     from photonstep import restore_files as work
-    from photonstep.runtime.restore import Plan
+    from photonstep.runtime.plan import Plan
 
     Plan(steps=steps or 1, sampler=sampler or "ddim")  # a wrong name is told before any work starts
     asked = {"steps": steps, "sampler": sampler, "detail": detail}

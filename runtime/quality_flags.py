@@ -49,6 +49,7 @@ def examine(
     electrons: NDArray[np.float32],
     camera: Camera,
     *,
+    noise: float | NDArray[np.float32] = 1.0,
     sigma: float,
     full: NDArray[np.bool_] | None,
     missing: NDArray[np.bool_] | None,
@@ -56,8 +57,11 @@ def examine(
     network_ms: float,
     report: bool,
 ) -> Finding:
-    """Judge one restored plane; all arrays (H, W). A report looks at every row, otherwise at a quarter of them."""
-    variance, along_y, along_x = residual_statistics(z, restored_z, 1 if report else EXAMINED_ROWS)
+    """Judge one restored plane; all arrays (H, W). A report looks at every row, otherwise at a quarter of them.
+
+    ``noise`` is the standard deviation of z's noise, a number or a map; below 1 where frames were fused.
+    """
+    variance, along_y, along_x = residual_statistics(z, restored_z, 1 if report else EXAMINED_ROWS, noise)
     correlation = (along_y / max(variance, 1e-6), along_x / max(variance, 1e-6))
     photons, readout_e = float(electrons[::EXAMINED_ROWS].mean()), float(np.median(camera.readout_noise_e))
     cut_off = float(np.mean(z[::EXAMINED_ROWS] <= 0))  # so far below the offset that the transform cannot tell
@@ -101,11 +105,21 @@ def full_pixels(frame: NDArray[Any], camera: Camera) -> NDArray[np.bool_] | None
 
 
 def residual_statistics(
-    z: NDArray[np.float32], restored_z: NDArray[np.float32], step: int
+    z: NDArray[np.float32],
+    restored_z: NDArray[np.float32],
+    step: int,
+    noise: float | NDArray[np.float32] = 1.0,
 ) -> tuple[float, float, float]:
-    """Variance and lag-1 autocovariance (y, x) of ``z - restored`` over bands of 16 rows, one band in ``step``."""
+    """Variance and lag-1 autocovariance (y, x) of ``(z - restored) / noise``: bands of 16 rows, one in ``step``."""
     bands = [slice(start, start + 16) for start in range(0, z.shape[0], 16 * step)]
-    totals = np.array([ops.lag_products(z[b] - restored_z[b]) for b in bands if z[b].shape[0] > 1])
+    levels = [noise[b] if isinstance(noise, np.ndarray) else np.float32(noise) for b in bands]
+    totals = np.array(
+        [
+            ops.lag_products((z[b] - restored_z[b]) / level)
+            for b, level in zip(bands, levels, strict=True)
+            if z[b].shape[0] > 1
+        ]
+    )
     variance, along_y, along_x = totals.mean(axis=0)
     return float(variance), float(along_y), float(along_x)
 

@@ -69,12 +69,18 @@ def on_the_grid(manifest: Manifest, frame: NDArray[np.float32]) -> NDArray[np.fl
     return frame if manifest.scale == 1 else ops.upsample2(frame)
 
 
-def sigma_scale(manifest: Manifest, sigma: float) -> float:
+def sigma_scale(
+    manifest: Manifest, sigma: float, noise: float | NDArray[np.float32] = 1.0
+) -> float | NDArray[np.float32]:
     """What the levels of a walk are multiplied by, for a frame of noise level ``sigma`` in model units.
 
-    A frame that was upsampled lies off the truth by its noise and by what it does not resolve.
+    A frame that was upsampled lies off the truth by its noise and by what it does not resolve. ``noise`` is the
+    level of a fused frame in units of ``sigma``, a number or a map.
     """
-    return float(np.hypot(sigma, manifest.model.degradation_sigma)) if is_measured(manifest) else 1.0
+    if not is_measured(manifest):
+        return 1.0
+    level = np.hypot(sigma * noise, manifest.model.degradation_sigma)
+    return np.asarray(level, np.float32) if isinstance(noise, np.ndarray) else float(level)
 
 
 def needs_noise(manifest: Manifest, table: Table) -> bool:

@@ -1,0 +1,54 @@
+"""What a restoration takes and writes into: checked at the door, pixels without a count bridged."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..kernels import ops
+from .errors import ShapeError
+from .plan import MINIMUM_SIDE_PX
+
+MAXIMUM_SIDE_PX: Final = 8192
+
+
+def check_frames(frames: NDArray[Any], scale: int) -> None:
+    if not isinstance(frames, np.ndarray):
+        raise ShapeError(f"frames are a {type(frames).__name__}; expected a NumPy array, see numpy.asarray")
+    if frames.dtype.name not in ops.FRAME_DTYPES:
+        raise ShapeError(
+            f"frames are {frames.dtype}; expected {', '.join(ops.FRAME_DTYPES)}: convert with astype, mind the range"
+        )
+    if frames.ndim not in (2, 3) or not frames.size:
+        raise ShapeError(f"frames have shape {frames.shape}; expected (H, W) or (T, H, W) with at least one plane")
+    low, high, most = min(frames.shape[-2:]), max(frames.shape[-2:]), MAXIMUM_SIDE_PX // scale
+    if low < MINIMUM_SIDE_PX or high > most:
+        raise ShapeError(
+            f"frames are {frames.shape[-2]}x{frames.shape[-1]} px; expected {MINIMUM_SIDE_PX} to {most} px "
+            "a side: pad or crop them"
+        )
+
+
+def output_array(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    if out is None:
+        return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ShapeError(f"out is {got}; expected {dtype} of shape {shape} in C order")
+    if not out.flags.writeable:
+        raise ShapeError("out is read-only; expected an array that the image can be written into")
+    return out
+
+
+def bridge_missing(frame: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """The frame with NaN, infinite and fill values replaced by the median of the others, and where they were."""
+    if frame.dtype.kind != "f":
+        return frame, None
+    missing = ~ops.usable_pixels(frame)
+    if not missing.any():
+        return frame, None
+    if missing.all():
+        raise ShapeError("a plane holds no finite pixel; expected some signal: leave the plane out")
+    return np.where(missing, np.median(frame[~missing]), frame).astype(np.float32), missing
