@@ -88,6 +88,11 @@ class BufferPool:
         for _ in range(min(count, len(self._free))):
             self._buffers.remove(self._free.pop())
 
+    def fit(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, preview: bool) -> None:
+        """Allocate the free buffers now rather than when they are lent."""
+        for buffer in self._free:
+            buffer.fit(shape, dtype, preview=preview)
+
     def lend(self) -> Buffer | None:
         """A free buffer with one holder, or None where all are held."""
         self.sweep()
