@@ -6,7 +6,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,8 +91,8 @@ def in_turn(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P
     """A method that waits for its object's ``turn``."""
 
     @functools.wraps(method)
-    def waiting(self: S, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def waiting(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
         with self.turn:
             return method(self, *args, **kwargs)
 
-    return waiting
+    return cast(Callable[Concatenate[S, P], R], waiting)
