@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -134,8 +135,8 @@ class ControlLoop(Generic[Measurement]):
             return None
         try:
             measurement = self._measure(result.image)
-        except Exception as error:
-            log.exception("measure raised")
+        except Exception as error:  # logged as text: a kept traceback would keep the result's buffer
+            log.error("measure raised\n%s", traceback.format_exc())
             told = f"measure raised {type(error).__name__}: {error}"
             return self._trouble("measure_failed", told, result.frame_id)
         if self._is_late(result):
@@ -143,7 +144,7 @@ class ControlLoop(Generic[Measurement]):
         try:
             self._act(measurement, result)
         except Exception as error:
-            log.exception("act raised")
+            log.error("act raised\n%s", traceback.format_exc())
             return self._trouble("act_failed", f"act raised {type(error).__name__}: {error}", result.frame_id)
         with self._lock:
             self._last_ns = self._clock_ns()
@@ -175,6 +176,6 @@ class ControlLoop(Generic[Measurement]):
         try:
             self._safe_action(incident)
         except Exception:
-            log.exception("the safe action raised")
+            log.error("the safe action raised\n%s", traceback.format_exc())
             with self._lock:
                 self._tally.safe_action_crashes += 1

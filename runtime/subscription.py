@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +33,8 @@ class Crashes:
             callback()
         except Exception as error:
             self._in_a_row += 1
-            log.exception("%s raised", self._name)
+            # as text: a handler that keeps the traceback would keep the result, and so its buffer
+            log.error("%s raised\n%s", self._name, traceback.format_exc())
             self._report(f"{self._name} raised {type(error).__name__}: {error}")
         else:
             self._in_a_row = 0

@@ -42,7 +42,7 @@ class ManualClock:
     """Nanoseconds that pass only when told."""
 
     def __init__(self):
-        self.now_ns = 10**12
+        self.now_ns = 10**13
 
     def __call__(self):
         return self.now_ns

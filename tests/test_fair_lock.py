@@ -3,8 +3,8 @@
 import threading
 
 import pytest
-
 from fault_injection import within
+
 from photonstep.runtime.fair_lock import FairLock
 
 

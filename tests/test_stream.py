@@ -1,4 +1,4 @@
-"""The live engine from outside: what is put comes out in order, once, restored as `restore` does, or is accounted for."""
+"""The live engine from outside: what is put comes out in order and once, as `restore` gives it, or is accounted for."""
 
 import asyncio
 import gc
@@ -6,9 +6,9 @@ import threading
 
 import numpy as np
 import pytest
+from fault_injection import Gate, accounts_balance, simulated_frame, tampered, within
 
 import photonstep as ps
-from fault_injection import Gate, accounts_balance, simulated_frame, tampered, within
 from photonstep import CameraError, PlanError, ShapeError, StreamError, StreamFull
 from photonstep.runtime.stream_settings import SETTING_NAMES, Drop, HotOptions, StreamOptions
 

@@ -5,8 +5,8 @@ import threading
 
 import numpy as np
 import pytest
-
 from fault_injection import within
+
 from photonstep.runtime.lease import BufferPool, Lease
 
 
