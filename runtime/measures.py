@@ -11,7 +11,8 @@ from .errors import ShapeError
 
 BIN_PX: Final = 2
 NOISE_QUANTILE: Final = 0.25
-BACKGROUND_PERCENT: Final = 50.0
+MAD_TO_SIGMA: Final = 1.4826
+STANDS_OUT: Final = 4.0
 
 
 def focus_score(image: NDArray[Any]) -> float:
@@ -52,8 +53,9 @@ def focus_score(image: NDArray[Any]) -> float:
 def centroid(image: NDArray[Any]) -> tuple[float, float]:
     """Centre of the light above the background: intensity-weighted mean position.
 
-    The background is the median; what lies less than three of its standard deviations (by the median absolute
-    deviation) above it has no weight, so that the noise of a large field does not pull the centre to its middle.
+    The background is the median of 3 x 3 means; what lies less than four of their standard deviations (by the median
+    absolute deviation) above it has no weight, so that the noise of a large field does not pull the centre to its
+    middle. An object at the edge of the image is cut off, and its centre moves inwards.
 
     Parameters
     ----------
@@ -67,11 +69,11 @@ def centroid(image: NDArray[Any]) -> tuple[float, float]:
     ------
     ShapeError : not (H, W), or smaller than that
     """
-    pixels = _checked(image)
-    background = float(np.percentile(pixels, BACKGROUND_PERCENT))
-    spread = 1.4826 * float(np.median(np.abs(pixels - background)))
+    pixels = _smoothed(_checked(image))
+    background = float(np.median(pixels))
+    spread = MAD_TO_SIGMA * float(np.median(np.abs(pixels - background)))
     light = pixels - background
-    light[light < max(3.0 * spread, 1e-12)] = 0.0
+    light[light < max(STANDS_OUT * spread, 1e-9 * max(abs(background), 1.0))] = 0.0
     total = float(light.sum())
     if total <= 0:
         return float("nan"), float("nan")
@@ -90,6 +92,13 @@ def _checked(image: NDArray[Any]) -> NDArray[np.float64]:
             raise ShapeError("image holds no finite pixel; expected some signal")
         pixels[~good] = np.median(pixels[good])
     return pixels
+
+
+def _smoothed(pixels: NDArray[np.float64]) -> NDArray[np.float64]:
+    """3 x 3 means; edges repeat."""
+    padded = np.pad(pixels, 1, mode="edge")
+    tall = padded[:-2] + padded[1:-1] + padded[2:]
+    return np.asarray((tall[:, :-2] + tall[:, 1:-1] + tall[:, 2:]) / 9)
 
 
 def _block_means(power: NDArray[np.float64]) -> NDArray[np.float64]:
