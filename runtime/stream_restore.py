@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("photonstep.stream")
 FIRST_RETRY_S: Final = 0.5
 LONGEST_RETRY_S: Final = 30.0
+KEEP_WARM_PX: Final = 96
 
 
 @dataclass(eq=False, kw_only=True)
@@ -127,16 +128,23 @@ class StreamRestorer:
         CameraError, ShapeError : the frame does not suffice to estimate the camera, or does not fit its maps
         """
         self._prepare(frame, self._camera_of(frame, settings), settings)
+        if settings.keep_warm_ms is not None:
+            self.keep_warm()  # its shape is compiled now, not in the first pause
 
     def keep_warm(self) -> bool:
-        """Evaluate once with the last shape's first frame, unless another stream does so; True where it did."""
+        """Evaluate a corner of an old frame, unless the restorer is busy for another stream; True where it did.
+
+        A corner runs the same threads and code as a frame and wakes them as well, and a frame that comes meanwhile
+        waits for 2 ms of it rather than for a whole frame's evaluation.
+        """
         frame, camera = self._warm_frame, self._camera
         source = next((s for s in self._sources if s.lost is None), None)
         if frame is None or camera is None or source is None or not source.restorer.turn.acquire(blocking=False):
             return False
         try:
-            # a tracker of its own: the stream's memory of brightness belongs to real frames
-            source.restorer.restore(frame, camera=camera, steps=1, tracker=source.restorer.tracker())
+            # no tracker: the stream's memory of brightness belongs to real frames
+            corner = slice(0, KEEP_WARM_PX)
+            source.restorer.restore(frame[corner, corner], camera=camera.crop(corner, corner), steps=1)
         except BackendError as error:
             self._lose(source, error)
             return False

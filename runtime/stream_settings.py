@@ -46,7 +46,7 @@ class StreamSettings:
     buffers : results that may exist at a time: in work, undelivered, or held by the consumer
     fallback : restorer for when the first is too slow or fails; "auto" opens the bundle `live` when there is a deadline
         and the first is another one; None has none
-    keep_warm_ms : after so long without a frame one evaluation keeps threads and caches warm, again and again; None
+    keep_warm_ms : after so long without a frame a small evaluation keeps threads and caches warm, again and again; None
         does not
     freeze_gc : `gc.freeze` after the first frame of the stream, for the whole process
     warm_up : a frame like those that will come: what their first one would pay is paid before the stream opens
