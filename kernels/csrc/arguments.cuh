@@ -32,7 +32,7 @@ struct NetworkInput {
 };
 
 // One row of a sampler; see sampler_row.cuh. Levels are sigma (and sigma_next), times sigma_map where there is one.
-// network is null where x0 is given as it is (x0 = before is not read); arrays with a weight of 0 may be null.
+// Arrays with a weight of 0 may be null. Without a network nothing is walked: plane and condition are made of x.
 struct SamplerRow {
     const float *x, *network, *x0_before, *measurement, *sigma_map;
     int64_t height, width;

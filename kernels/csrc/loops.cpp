@@ -162,8 +162,7 @@ void x0_span(const SamplerRow& k, int64_t at, int64_t count, float* __restrict x
     }
 }
 
-void next_inputs(const SamplerRow& k, int64_t at, int64_t count) {
-    const float* __restrict next = k.next + at;
+void next_inputs(const SamplerRow& k, const float* __restrict next, int64_t at, int64_t count) {
     float* __restrict plane = k.plane + at;
     const float sigma = k.sigma_next, sigma_data = k.sigma_data, sigma_min = k.sigma_min;
     if (!k.sigma_map) {
@@ -183,6 +182,10 @@ void next_inputs(const SamplerRow& k, int64_t at, int64_t count) {
 
 void sampler_row_span(const SamplerRow& k, int64_t y, int64_t begin, int64_t count) {
     const int64_t at = y * k.width + begin;
+    if (!k.network) {
+        next_inputs(k, k.x + at, at, count);
+        return;
+    }
     float scratch[SPAN], noise[SPAN];
     float* __restrict x0 = k.x0 ? k.x0 + at : scratch;
     x0_span(k, at, count, x0);
@@ -199,7 +202,7 @@ void sampler_row_span(const SamplerRow& k, int64_t y, int64_t begin, int64_t cou
         if (k.sigma_map) for (int64_t i = 0; i < count; ++i) next[i] += k.n * (k.sigma_map[at + i] * noise[i]);
         else for (int64_t i = 0; i < count; ++i) next[i] += k.n * noise[i];
     }
-    if (k.plane) next_inputs(k, at, count);
+    if (k.plane) next_inputs(k, next, at, count);
 }
 
 void sampler_row_rows(const SamplerRow& k, int64_t first, int64_t last) {

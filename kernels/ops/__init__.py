@@ -8,20 +8,20 @@ from .blocks import block_means
 from .checks import FRAME_DTYPES, FrameError
 from .counts import electrons_of, to_counts, unstabilise, write_counts
 from .network_input import network_input
-from .noise import content_key, count_at_least, normal, seeded_key
+from .noise import Key, content_key, count_at_least, normal, seeded_key
 from .noise_level import laplacian_noise
 from .percentiles import percentiles
 from .preview import preview_u8
 from .resample import upsample2
 from .residual import ResidualStatistics, lag_products, residual_statistics
-from .sampler_row import NextInputs, RowNoise, sampler_row
+from .sampler_row import NextInputs, RowNoise, network_planes, sampler_row
 from .stabilise import stabilise, stabilise_coefficients, stabilise_with
 from .usable import LARGEST_COUNT, usable_pixels
 
 __all__ = [
-    "FRAME_DTYPES", "LARGEST_COUNT", "FrameError", "NextInputs", "ResidualStatistics", "RowNoise", "block_means",
-    "content_key", "count_at_least", "electrons_of", "lag_products", "laplacian_noise", "network_input", "normal",
-    "percentiles", "preview_u8", "residual_statistics", "sampler_row", "seeded_key", "stabilise",
-    "stabilise_coefficients", "stabilise_with", "to_counts", "unstabilise", "upsample2", "usable_pixels",
+    "FRAME_DTYPES", "LARGEST_COUNT", "FrameError", "Key", "NextInputs", "ResidualStatistics", "RowNoise", "block_means",
+    "content_key", "count_at_least", "electrons_of", "lag_products", "laplacian_noise", "network_input",
+    "network_planes", "normal", "percentiles", "preview_u8", "residual_statistics", "sampler_row", "seeded_key",
+    "stabilise", "stabilise_coefficients", "stabilise_with", "to_counts", "unstabilise", "upsample2", "usable_pixels",
     "write_counts",
 ]  # fmt: skip

@@ -79,17 +79,17 @@ def write_counts(
     out: NDArray[Any],
     *,
     offset_adu: ArrayLike = 0.0,
-    gain_e_per_adu: ArrayLike = 1.0,
+    adu_per_e: ArrayLike = 1.0,
     gain: float = 1.0,
     shift_e: float = 0.0,
 ) -> float:
-    """Balanced light as counts, ``max(0, gain e + shift) / gain_e_per_adu + offset``, rounded and clipped into ``out``.
+    """Balanced light as counts, ``max(0, gain e + shift) adu_per_e + offset``, rounded and clipped into ``out``.
 
     Parameters
     ----------
     electrons : (H, W) float32
     out : (H, W) uint8, uint16 or float32, rows contiguous, written; float32 is not rounded
-    offset_adu, gain_e_per_adu : scalars or (H, W) maps
+    offset_adu, adu_per_e : scalars or (H, W) maps; counts without light, counts per photoelectron
     gain, shift_e : of the balance, see `runtime.photon_balance`
 
     Returns
@@ -102,7 +102,7 @@ def write_counts(
     """
     electrons = float_image("electrons", electrons)
     offset = number_or_map("offset_adu", offset_adu, electrons.shape)
-    per_gain = 1.0 / number_or_map("gain_e_per_adu", gain_e_per_adu, electrons.shape)
+    per_gain = number_or_map("adu_per_e", adu_per_e, electrons.shape)
     if out.shape != electrons.shape or out.dtype.name not in FRAME_DTYPES or out.strides[1] != out.itemsize:
         raise FrameError(
             f"out is {out.dtype} of shape {out.shape}; expected {', '.join(FRAME_DTYPES)} of shape {electrons.shape}"

@@ -83,11 +83,7 @@ def sampler_row(
         None if image is None else float_image(name, image, x.shape)
         for name, image in (("x0_before", x0_before), ("measurement", measurement), ("sigma_map", sigma_map))
     )
-    written = [out, x0, *([following.plane, following.condition] if following else [])]
-    if any(
-        w is not None and (w.shape != x.shape or w.dtype != np.float32 or not w.flags.c_contiguous) for w in written
-    ):
-        raise FrameError(f"an output is not (H, W) float32 of shape {x.shape} in C order; allocate it so")
+    _check_written(x.shape, out, x0, *([following.plane, following.condition] if following else []))
     lib = native.library()
     numbers = {"a": a, "b": b, "n": n, "y": y, "p": p, "sigma": sigma, "sigma_next": sigma_next,
                "sigma_data": sigma_data, "sigma_min": sigma_min}  # fmt: skip
@@ -102,6 +98,37 @@ def sampler_row(
         next=address(out), x0=address(x0), plane=address(following.plane) if following else None,
         condition=address(following.condition) if following else None,
     ))  # fmt: skip
+
+
+def network_planes(
+    x: Float32, *, sigma: float, sigma_data: float, sigma_min: float = 0.002, sigma_map: Float32 | None = None,
+    inputs: NextInputs,
+) -> None:  # fmt: skip
+    """What the network is fed at the state ``x`` of level ``sigma`` (times ``sigma_map``), written into ``inputs``.
+
+    Raises
+    ------
+    FrameError : an array of another shape or dtype
+    """
+    x = float_image("x", x)
+    levels = None if sigma_map is None else float_image("sigma_map", sigma_map, x.shape)
+    _check_written(x.shape, inputs.plane, inputs.condition)
+    lib = native.library()
+    if lib is None:
+        level: Any = np.float32(sigma) * (np.float32(1) if levels is None else levels)
+        inputs.plane[...] = reference.edm(level, np.float32(sigma_data)).c_in * x
+        if inputs.condition is not None:
+            inputs.condition[...] = reference.noise_condition(level, np.float32(sigma_min))
+        return
+    lib.call("sampler_row", structure("SamplerRow")(
+        x=address(x), sigma_map=address(levels), height=x.shape[0], width=x.shape[1], sigma_next=sigma,
+        sigma_data=sigma_data, sigma_min=sigma_min, plane=address(inputs.plane), condition=address(inputs.condition),
+    ))  # fmt: skip
+
+
+def _check_written(shape: tuple[int, ...], *written: Float32 | None) -> None:
+    if any(w is not None and (w.shape != shape or w.dtype != np.float32 or not w.flags.c_contiguous) for w in written):
+        raise FrameError(f"an output is not (H, W) float32 of shape {shape} in C order; allocate it so")
 
 
 def _by_reference(
