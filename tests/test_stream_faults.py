@@ -201,6 +201,7 @@ def test_any_exception_that_a_frame_raises_is_that_frames_alone(engine):
     assert [r.plan for r in results] == ["K=1", "raw", "K=1"]
     assert results[1].flags == ("restore_failed",)
     assert results[1].error == "ValueError: numbers do not add up"
+    assert live.stats().errors == ("a frame could not be restored: ValueError: numbers do not add up",)
 
 
 @within(20)
@@ -265,6 +266,27 @@ def test_a_lost_device_gives_labelled_raw_frames_and_recovers(engine, monkeypatc
         errors = live.stats().errors
         assert errors[0] == "live fails: the device is gone"
         assert errors[-1] == "live was opened anew"
+
+
+@within(30)
+def test_two_streams_open_their_restorer_anew_once(engine, monkeypatch):
+    clock, reopened = ManualClock(), []
+    real_reopen = ps.Restorer.reopen
+
+    def reopen(self):
+        reopened.append(self)
+        real_reopen(self)
+
+    monkeypatch.setattr(ps.Restorer, "reopen", reopen)
+    with (
+        open_stream(engine, clock_ns=clock) as one,
+        open_stream(engine, clock_ns=clock) as two,
+        tampered(engine, lost_from(0)),
+    ):
+        assert [restored(live)[0].plan for live in (one, two)] == ["raw", "raw"]
+        clock.advance(600)
+        assert [restored(live)[0].plan for live in (one, two)] == ["K=1", "K=1"]
+    assert len(reopened) == 1
 
 
 @within(30)
