@@ -557,6 +557,17 @@ def test_a_callback_may_keep_its_result(engine):
 
 
 @within(20)
+def test_an_idle_subscriber_holds_no_buffer(engine):
+    with open_stream(engine, policy="all") as live:
+        live.subscribe(lambda _: None)
+        live.put(simulated_frame())
+        assert live.drain(10)
+        pool = live._exchange._pool
+        with live._exchange.lock:
+            assert pool.free == pool.count == 6
+
+
+@within(20)
 def test_polling_beside_a_subscriber(engine):
     seen = []
     with open_stream(engine, policy="all") as live:
@@ -591,6 +602,31 @@ def test_coroutines_get_results_without_a_thread(engine):
 # --- several cameras ---
 
 
+class Overlaps:
+    """``before`` for `tampered`: notes runs that begin while another one is under way."""
+
+    def __init__(self):
+        self.seen, self._inside = 0, 0
+
+    def look(self, _):
+        self._inside += 1
+        self.seen += self._inside > 1
+        threading.Event().wait(0.002)  # whoever does not wait for its turn comes in here
+        self._inside -= 1
+
+
+@within(30)
+def test_plain_calls_and_a_stream_share_a_restorer(engine):
+    overlaps, frame = Overlaps(), simulated_frame()
+    wanted = engine.restore(frame, camera=CAMERA).image
+    with open_stream(engine, policy="all", ring=20, buffers=20) as live, tampered(engine, overlaps.look):
+        for _ in range(15):
+            live.put(frame)
+        assert all(np.array_equal(engine.restore(frame, camera=CAMERA).image, wanted) for _ in range(15))
+        assert live.drain(10)
+    assert not overlaps.seen
+
+
 @within(30)
 def test_two_cameras_share_a_restorer(engine):
     other = ps.Camera(offset_adu=90.0, gain_e_per_adu=0.5)
@@ -610,11 +646,14 @@ def test_two_cameras_share_a_restorer(engine):
                 with take(live) as result:
                     got[first].append(result.image.copy())
 
+    overlaps = Overlaps()
     threads = [threading.Thread(target=drive, args=a) for a in ((CAMERA, 0), (other, 100))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with tampered(engine, overlaps.look):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not overlaps.seen
     for first in wanted:
         assert len(got[first]) == count
         assert all(np.array_equal(a, b) for a, b in zip(got[first], wanted[first], strict=True))

@@ -474,14 +474,20 @@ def test_the_interpreter_exits_without_close(moment):
         import time
         import numpy as np
         import photonstep as ps
+        moment = {moment!r}
         restorer = ps.load("live", precision="fp32", threads=1)
-        live = restorer.stream(camera=ps.Camera(), keep_warm_ms=1 if {moment!r} == "while keeping warm" else None)
         frame = np.random.default_rng(0).poisson(20, (256, 256)).astype(np.uint16)
-        if {moment!r} == "with a callback":
+        keep_warm_ms = 1 if moment == "while keeping warm" else None
+        # room for every frame: at the end of the program the worker is in the middle of the network
+        live = restorer.stream(
+            camera=ps.Camera(), policy="all", ring=100, buffers=110, warm_up=frame, keep_warm_ms=keep_warm_ms
+        )
+        if moment == "with a callback":
             live.subscribe(lambda result: time.sleep(0.01))
-        live.put(frame)
-        if {moment!r} != "busy":
-            time.sleep(0.3)
+        for _ in range(100 if moment == "busy" else 3):
+            live.put(frame)
+        if moment != "busy":
+            time.sleep(0.2)
         print("end of program", flush=True)
     """
     done = subprocess.run(
