@@ -117,11 +117,11 @@ struct Preview {
     uint8_t* grey;
 };
 
-// Two lanes of a sum over all pixels of a hash of value and place; pixels at or above full.
+// Where hashed: two lanes of a sum over all pixels of a hash of value and place. Always: pixels at or above full.
 struct Content {
     const void* frame;
     int64_t frame_stride, height, width;
-    int32_t pixel_type;
+    int32_t pixel_type, hashed;
     float full;
     uint32_t low, high;  // out
     int64_t full_pixels; // out
