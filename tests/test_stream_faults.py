@@ -107,7 +107,8 @@ def test_a_crash_in_on_drop_is_isolated(engine):
 
 
 @within(20)
-def test_a_stalled_callback_does_not_stall_close(engine):
+def test_a_stalled_callback_does_not_stall_close(engine, monkeypatch):
+    monkeypatch.setattr("photonstep.runtime.stream.CALLBACK_S", 0.05)
     stuck = threading.Event()
     live = open_stream(engine)
     live.subscribe(lambda _: stuck.wait(15))
