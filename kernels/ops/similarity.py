@@ -44,5 +44,5 @@ def similarity(z: Float32, previous: Float32, *, noise_correlation: tuple[float,
     )  # fmt: skip
     lib.call("similarity", k)
     blocks = (z.shape[0] // block_px) * (z.shape[1] // block_px)
-    overall = k.sum_cut / z.size / SHARE_BELOW_CUT
-    return max(overall, k.largest_block / largest_by_noise(blocks, block_px, noise_correlation))
+    overall = float(k.sum_cut) / z.size / SHARE_BELOW_CUT
+    return max(overall, float(k.largest_block) / largest_by_noise(blocks, block_px, noise_correlation))
