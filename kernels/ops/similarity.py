@@ -21,7 +21,7 @@ def similarity(z: Float32, previous: Float32, *, noise_correlation: tuple[float,
     Returns
     -------
     float; the larger of a mean over the frame, which a few changed pixels hardly touch, and of a maximum over blocks
-    of 8 x 8 px, which one small moving object raises. A static scene stays below about 1.05 from 64 x 64 px on, and the
+    of 8 x 8 px, which one small moving object raises. A static scene stays below about 1.07 from 64 x 64 px on; the
     maximum goes above 1 by noise alone for one pair in a hundred.
 
     Raises
