@@ -187,6 +187,11 @@ PS_EXPORT int64_t ps_size_of(const char* name) {
     PS_SIZE(Laplacian);
     PS_SIZE(Preview);
     PS_SIZE(Content);
+    PS_SIZE(Window);
+    PS_SIZE(Fill);
+    PS_SIZE(FullPixels);
+    PS_SIZE(Range);
+    PS_SIZE(Balance);
 #undef PS_SIZE
     return -1;
 }
