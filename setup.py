@@ -9,7 +9,15 @@ from setuptools.command.build_ext import build_ext
 FOLDERS = (
     "kernels", "kernels/csrc", "kernels/ops", "kernels/reference", "runtime", "runtime/backends", "models", "export",
 )  # fmt: skip
-FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+]
 VARIANTS = {
     "avx2": ["-mavx2"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
@@ -17,7 +25,7 @@ VARIANTS = {
 
 
 class NativeLibrary(build_ext):
-    """Builds one library for ctypes, its loops once for every instruction set. Where that fails, the install goes on."""
+    """One library for ctypes, its loops compiled for every instruction set. Where that fails, the install goes on."""
 
     def build_extension(self, ext):
         unix = self.compiler.compiler_type == "unix"

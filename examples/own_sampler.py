@@ -20,7 +20,7 @@ from photonstep.demo import DEMO_FRAME
 from photonstep.kernels import ops
 from photonstep.metrics import psnr
 from photonstep.runtime import samplers, schedule
-from photonstep.runtime.denoiser import Denoiser
+from photonstep.runtime.denoiser import Denoiser, Scene
 from photonstep.runtime.images import open_image
 from photonstep.runtime.normalise import RangeTracker
 from photonstep.runtime.photon_balance import photon_balance
@@ -83,8 +83,9 @@ def walk(restorer: ps.Restorer, frame: NDArray[Any], camera: ps.Camera, rows: sa
     manifest = restorer.bundle.manifest
     z = camera.stabilise(frame)
     model_range = RangeTracker(manifest.normalisation).update(z)
-    denoise = Denoiser(manifest, restorer.choice.session).at(camera.noise_correlation)
-    u = samplers.sample(model_range.to_model(z), rows, denoise, sigma_map=model_range.sigma)
+    scene = Scene(noise_correlation=camera.noise_correlation)
+    denoiser = Denoiser(manifest, restorer.choice.session)
+    u = denoiser.walk(model_range.to_model(z), rows, scene, sigma_map=model_range.sigma, noise=None)
     electrons = camera.unstabilise(model_range.from_model(u))
     photon_balance(frame, electrons, camera).apply(electrons)
     return ops.to_counts(electrons, frame.dtype, offset_adu=camera.offset_adu, gain_e_per_adu=camera.gain_e_per_adu)

@@ -6,7 +6,8 @@ import base64
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -157,10 +158,14 @@ class Camera:
         target = Path(path)
         if target.exists() and not overwrite:
             raise CameraError(f"{target} exists; choose another name or pass overwrite=True")
-        fields = {"format": FORMAT, "format_version": 1, **{k: _to_json(v) for k, v in vars(self).items()}}
+        content = {
+            "format": FORMAT,
+            "format_version": 1,
+            **{f.name: _to_json(getattr(self, f.name)) for f in fields(self)},
+        }
         partial = target.with_name(target.name + ".partial")
         try:
-            partial.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n")
+            partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
             partial.replace(target)
         except OSError as error:
             raise CameraError(f"cannot write camera file {target}: {error}; check the folder and free space") from error
@@ -208,21 +213,50 @@ class Camera:
             return self
         return replace(self, **{n: m.repeat(scale, axis=0).repeat(scale, axis=1) for n, m in maps.items()})
 
-    def stabilise(self, frame: NDArray[Any]) -> NDArray[np.float32]:
-        """(H, W) counts to (H, W) float32 z with unit noise; see `kernels.ops.stabilise`."""
-        try:
-            return ops.stabilise(
-                frame,
-                offset_adu=self.offset_adu,
-                gain_e_per_adu=self.gain_e_per_adu,
-                readout_noise_e=self.readout_noise_e,
+    def stabilise(self, frame: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """(H, W) counts to (H, W) float32 z with unit noise, written into ``out``; see `kernels.ops.stabilise`."""
+        if self.map_shape is not None and self.map_shape != np.shape(frame):
+            name = next(n for n in MAPPABLE if np.ndim(getattr(self, n)))
+            raise ShapeError(
+                f"{name} map is {self.map_shape}, frame is {np.shape(frame)}; crop the map to the camera's region of "
+                "interest"
             )
+        try:
+            return ops.stabilise_with(frame, *self._anscombe, out=out)
         except ops.FrameError as error:
             raise ShapeError(str(error)) from None
 
     def unstabilise(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
         """(H, W) float32 z to photoelectrons; see `kernels.ops.unstabilise`."""
         return ops.unstabilise(z, readout_noise_e=self.readout_noise_e)
+
+    @cached_property
+    def _anscombe(self) -> tuple[Any, Any]:
+        return ops.stabilise_coefficients(
+            offset_adu=self.offset_adu, gain_e_per_adu=self.gain_e_per_adu, readout_noise_e=self.readout_noise_e
+        )
+
+    @cached_property
+    def adu_per_e(self) -> Number:
+        """Counts per photoelectron: the reciprocal of the gain, number or map."""
+        gain = self.gain_e_per_adu
+        return np.asarray(1 / gain, np.float32) if isinstance(gain, np.ndarray) else 1 / gain
+
+    @cached_property
+    def dark_e(self) -> Number:
+        """What counts become without their offset: ``e = frame gain + dark_e``, number or map, photoelectrons."""
+        dark = -np.asarray(self.offset_adu) * self.gain_e_per_adu
+        return np.asarray(dark, np.float32) if dark.ndim else float(dark)
+
+    @cached_property
+    def median_readout_noise_e(self) -> float:
+        """Readout noise of the usual pixel, rms photoelectrons."""
+        return float(np.median(self.readout_noise_e))
+
+    @cached_property
+    def mean_readout_variance_e2(self) -> float:
+        """Mean over pixels of the readout noise squared, photoelectrons squared."""
+        return float(np.mean(np.square(self.readout_noise_e)))
 
     def summary(self) -> dict[str, Any]:
         """Plain numbers for logs and provenance; a map is given by its median."""

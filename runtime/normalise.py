@@ -26,9 +26,9 @@ class ModelRange:
         return 1.0 / self.span_z
 
     def to_model(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
-        """z to u, a new float32 array."""
-        u = np.multiply(z, np.float32(1.0 / self.span_z), dtype=np.float32)
-        u -= np.float32(self.centre_z / self.span_z)
+        """z to u, (H, W) float32."""
+        u = np.empty(z.shape, np.float32)
+        ops.network_input(z, per_span=1.0 / self.span_z, shift=self.centre_z / self.span_z, state=u)
         return u
 
     def from_model(self, u: NDArray[Any]) -> NDArray[np.float32]:
@@ -60,7 +60,7 @@ class RangeTracker:
         s = self._settings
         block = min(s.block_px, *z.shape)
         means = ops.block_means(z, block)
-        levels = np.percentile(means, [s.low_percent, s.high_percent]).astype(np.float64)
+        levels = np.array(ops.percentiles(means, (s.low_percent, s.high_percent)))
         if self._levels is not None and self._is_alike(levels):
             levels = self._memory * self._levels + (1 - self._memory) * levels
         self._levels = levels

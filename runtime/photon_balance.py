@@ -53,12 +53,12 @@ def photon_balance(
     restored = ops.block_means(electrons, BLOCK_PX).ravel().astype(np.float64)
     measured = _measured_blocks(frame, camera).ravel().astype(np.float64)
     if excluded is not None:
-        kept = ops.block_means(excluded.astype(np.float32), BLOCK_PX).ravel() == 0
+        kept = ops.block_means(excluded, BLOCK_PX).ravel() == 0
         restored, measured = restored[kept], measured[kept]
     if not restored.size:
         return Balance(1.0, 0.0)
     alike = float(np.prod([(1 + max(c, 0.0)) / (1 - max(c, 0.0)) for c in camera.noise_correlation]))
-    readout = float(np.mean(np.square(camera.readout_noise_e)))
+    readout = camera.mean_readout_variance_e2
     weight = BLOCK_PX**2 / (alike * (np.maximum(restored, 0.05) + readout))
     missing = measured - restored
     # normal equations of weighted least squares for (gain - 1, shift), with the priors on the diagonal
@@ -73,9 +73,4 @@ def photon_balance(
 
 def _measured_blocks(frame: NDArray[Any], camera: Camera) -> NDArray[np.float32]:
     """Block means of the raw frame in photoelectrons."""
-    if camera.map_shape is None:
-        means = ops.block_means(frame, BLOCK_PX)
-        means -= np.float32(camera.offset_adu)
-        means *= np.float32(camera.gain_e_per_adu)
-        return means
-    return ops.block_means(np.asarray((frame - camera.offset_adu) * camera.gain_e_per_adu, np.float32), BLOCK_PX)
+    return ops.block_means(frame, BLOCK_PX, scale=camera.gain_e_per_adu, bias=camera.dark_e)

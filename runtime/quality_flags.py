@@ -44,12 +44,10 @@ class Finding:
 
 
 def examine(
-    z: NDArray[np.float32],
-    restored_z: NDArray[np.float32],
-    electrons: NDArray[np.float32],
+    residual: ops.ResidualStatistics,
     camera: Camera,
     *,
-    noise: float | NDArray[np.float32] = 1.0,
+    photons_e: float,
     sigma: float,
     full: NDArray[np.bool_] | None,
     missing: NDArray[np.bool_] | None,
@@ -57,25 +55,30 @@ def examine(
     network_ms: float,
     report: bool,
 ) -> Finding:
-    """Judge one restored plane; all arrays (H, W). A report looks at every row, otherwise at a quarter of them.
+    """Judge one restored plane.
 
-    ``noise`` is the standard deviation of z's noise, a number or a map; below 1 where frames were fused.
+    Parameters
+    ----------
+    residual : of the stabilised frame less its restoration, in units of its noise
+    photons_e : mean light of the restoration, photoelectrons per pixel
+    sigma : noise level of the frame in model units
+    full, missing : (H, W) pixels that were saturated or held no count; None for none
+    report : also tell the numbers
     """
-    variance, along_y, along_x = residual_statistics(z, restored_z, 1 if report else EXAMINED_ROWS, noise)
-    correlation = (along_y / max(variance, 1e-6), along_x / max(variance, 1e-6))
-    photons, readout_e = float(electrons[::EXAMINED_ROWS].mean()), float(np.median(camera.readout_noise_e))
-    cut_off = float(np.mean(z[::EXAMINED_ROWS] <= 0))  # so far below the offset that the transform cannot tell
+    variance, cut_off = residual.variance, residual.cut_off
+    correlation = (residual.along_y / max(variance, 1e-6), residual.along_x / max(variance, 1e-6))
+    readout_e = camera.median_readout_noise_e
     # with little light the transform cannot stabilise, and the residual is weak for a good reason
-    weakest = RESIDUAL_VARIANCE[0] if photons + readout_e**2 >= STABLE_VARIANCE_E2 else 0.0
+    weakest = RESIDUAL_VARIANCE[0] if photons_e + readout_e**2 >= STABLE_VARIANCE_E2 else 0.0
     told = {
         "saturated": full is not None and np.count_nonzero(full) > SATURATED_SHARE * full.size,
         "non_finite": missing is not None,
-        "below_photon_floor": photons < FLOOR_PHOTONS and readout_e < FLOOR_READOUT_E,
+        "below_photon_floor": photons_e < FLOOR_PHOTONS and readout_e < FLOOR_READOUT_E,
         "noise_mismatch": not weakest <= variance <= RESIDUAL_VARIANCE[1] or cut_off > CUT_OFF_SHARE,
         "correlated_noise": max(camera.noise_correlation) > limits.max_noise_correlation
         or (
             variance > LEAST_VARIANCE
-            and cut_off <= CUT_OFF_SHARE
+            and cut_off <= CUT_OFF_SHARE  # z of 0: so far below the offset that the transform cannot tell
             and any(c - k > CORRELATION_MISMATCH for c, k in zip(correlation, camera.noise_correlation, strict=True))
         ),
         "out_of_range": not limits.sigma_min <= sigma <= limits.sigma_max,
@@ -100,28 +103,10 @@ def full_pixels(frame: NDArray[Any], camera: Camera) -> NDArray[np.bool_] | None
         limit = int(np.ceil(limit))
         if limit > np.iinfo(frame.dtype).max:
             return None
+    if not ops.count_at_least(frame, limit):
+        return None
     full: NDArray[np.bool_] = frame >= limit
-    return full if full.any() else None
-
-
-def residual_statistics(
-    z: NDArray[np.float32],
-    restored_z: NDArray[np.float32],
-    step: int,
-    noise: float | NDArray[np.float32] = 1.0,
-) -> tuple[float, float, float]:
-    """Variance and lag-1 autocovariance (y, x) of ``(z - restored) / noise``: bands of 16 rows, one in ``step``."""
-    bands = [slice(start, start + 16) for start in range(0, z.shape[0], 16 * step)]
-    levels = [noise[b] if isinstance(noise, np.ndarray) else np.float32(noise) for b in bands]
-    totals = np.array(
-        [
-            ops.lag_products((z[b] - restored_z[b]) / level)
-            for b, level in zip(bands, levels, strict=True)
-            if z[b].shape[0] > 1
-        ]
-    )
-    variance, along_y, along_x = totals.mean(axis=0)
-    return float(variance), float(along_y), float(along_x)
+    return full
 
 
 def merge(flags: Sequence[tuple[str, ...]]) -> tuple[str, ...]:

@@ -21,13 +21,14 @@ from . import pixel_integration, quality_flags, samplers, start
 from .backends.choose import Choice, Probe, open_session
 from .bundle import Bundle
 from .camera import Camera
-from .denoiser import Denoiser, NetworkInputs, output_weight
+from .denoiser import Denoiser, NetworkInputs, Scene, output_weight
 from .errors import BackendError, BundleError, CameraError, PlanError
 from .frames import bridge_missing, check_frames, output_array
-from .normalise import ModelRange, RangeTracker
+from .normalise import RangeTracker
 from .photon_balance import photon_balance
 from .plan import Output, Plan, Result, side_of_tile
 from .tiling import pad_to_multiple, plan_tiles
+from .workspace import Workspace
 
 ZOO: Final = Path(__file__).resolve().parent.parent / "models" / "zoo"
 PROBE_PX: Final = 256
@@ -48,6 +49,7 @@ class Restorer:
         self.bundle = bundle
         self.choice = choice
         self._denoiser = Denoiser(bundle.manifest, choice.session)
+        self._workspace = Workspace()
         self._closed = False
 
     @property
@@ -166,41 +168,59 @@ class Restorer:
         self._denoiser.network_ms = 0.0
         scale = self.bundle.manifest.scale
         whole, missing = bridge_missing(frame)
-        z = camera.stabilise(whole)
+        z = camera.stabilise(whole, out=self._workspace.array("z", frame.shape))
         noise: float | NDArray[np.float32] = 1.0
         if fusion is not None:
             z, noise = fusion.update(z, camera)
         model_range = tracker.update(z)
-        restored = model_range.from_model(self._sample(model_range.to_model(z), noise, model_range, camera, plan))
+        drawn = self._noise(whole, plan)
+        u = self._sample(model_range.to_model(z), noise, model_range.sigma, camera, plan, drawn)
         fine_camera = camera.enlarged(scale)
-        electrons = fine_camera.unstabilise(restored)
+        electrons = ops.electrons_of(
+            u, span=model_range.span_z, centre=model_range.centre_z, readout_noise_e=fine_camera.readout_noise_e,
+            out=self._workspace.array("electrons", u.shape),
+        )  # fmt: skip
         full = quality_flags.full_pixels(frame, camera)
         seen = pixel_integration.coarse(electrons, scale)
         balance = photon_balance(whole, seen, camera, _either(full, missing))
-        balance.apply(electrons)
-        if plan.output == "photoelectrons":
-            out[...] = electrons
-        else:
-            out[...] = ops.to_counts(
-                electrons, out.dtype, offset_adu=fine_camera.offset_adu, gain_e_per_adu=fine_camera.gain_e_per_adu
-            )
+        adu_per_e, offset_adu = (1.0, 0.0) if plan.output == "photoelectrons" else (
+            fine_camera.adu_per_e, fine_camera.offset_adu
+        )  # fmt: skip
+        photons_e = ops.write_counts(
+            electrons, out, offset_adu=offset_adu, adu_per_e=adu_per_e, gain=balance.gain, shift_e=balance.shift_e
+        )
         if missing is not None:
             gaps = pixel_integration.fine(missing, scale)
             out[gaps] = pixel_integration.fine(frame, scale)[gaps] if plan.output == "input" else np.nan
-        if scale > 1:
-            restored = pixel_integration.as_measured(z, balance.apply(seen), camera)
+        step = 1 if plan.report else quality_flags.EXAMINED_ROWS
+        if scale == 1:
+            span, centre = model_range.span_z, model_range.centre_z
+            residual = ops.residual_statistics(z, u, span=span, centre=centre, noise=noise, step=step)
+        else:
+            again = pixel_integration.as_measured(z, balance.apply(seen), camera)
+            residual = ops.residual_statistics(z, again, noise=noise, step=step)
         finding = quality_flags.examine(
-            z, restored, seen, camera, noise=noise,
-            sigma=model_range.sigma * float(np.mean(noise)), full=full, missing=missing,
-            limits=self.bundle.manifest.operating_range, network_ms=self._denoiser.network_ms, report=plan.report,
+            residual, camera, photons_e=photons_e, sigma=model_range.sigma * float(np.mean(noise)), full=full,
+            missing=missing, limits=self.bundle.manifest.operating_range, network_ms=self._denoiser.network_ms,
+            report=plan.report,
         )  # fmt: skip
         if plan.report:
             finding.report["balance_gain"], finding.report["balance_shift_e"] = balance
         return finding
 
+    def _noise(self, frame: NDArray[Any], plan: Plan) -> samplers.FrameNoise | None:
+        """Noise of a random walk: of the frame's content and the plan's seed."""
+        manifest = self.bundle.manifest
+        if not start.needs_noise(manifest, start.rows(manifest, plan.sampler, plan.steps)):
+            return None
+        height, width = (
+            -(-manifest.scale * n // manifest.model.multiple) * manifest.model.multiple for n in frame.shape
+        )
+        return samplers.FrameNoise.of(frame, (height, width), plan.seed)
+
     def _sample(
-        self, u: NDArray[np.float32], noise: float | NDArray[np.float32], model_range: ModelRange, camera: Camera,
-        plan: Plan,
+        self, u: NDArray[np.float32], noise: float | NDArray[np.float32], sigma: float, camera: Camera, plan: Plan,
+        drawn: samplers.FrameNoise | None,
     ) -> NDArray[np.float32]:  # fmt: skip
         """Walk from the first state to zero, tile by tile; (H, W) model units in, (H scale, W scale) out."""
         manifest = self.bundle.manifest
@@ -208,22 +228,24 @@ class Restorer:
         u = start.on_the_grid(manifest, u)
         padded = pad_to_multiple(u, model.multiple)
         rows = start.rows(manifest, plan.sampler, plan.steps)
-        fresh = samplers.seeded_noise(plan.seed, padded.shape) if start.needs_noise(manifest, rows) else None
-        level = start.sigma_scale(manifest, model_range.sigma, _padded_map(noise, manifest.scale, model.multiple))
+        level = start.sigma_scale(manifest, sigma, _padded_map(noise, manifest.scale, model.multiple))
         side_px = side_of_tile(plan, model, max(padded.shape))
         halo_px = model.receptive_radius_px * len(rows)  # every evaluation widens what a pixel has seen
-        stitched = np.empty_like(padded)
-        for tile in plan_tiles(_two(padded.shape), tile_px=side_px, halo_px=halo_px, multiple=model.multiple):
+        tiles = plan_tiles(_two(padded.shape), tile_px=side_px, halo_px=halo_px, multiple=model.multiple)
+        stitched = np.empty_like(padded) if len(tiles) > 1 else padded
+        for tile in tiles:
             measured = np.ascontiguousarray(padded[tile.read])
-            drawn = None if fresh is None else samplers.cropped_noise(fresh, tile.read)
-            stitched[tile.keep] = samplers.sample(
-                start.first_state(manifest, measured, rows, drawn),
+            part = None if drawn is None else drawn.window(tile.read)
+            walked = self._denoiser.walk(
+                np.asarray(start.first_state(manifest, measured, rows, part), np.float32),
                 rows,
-                self._denoiser.at(camera.noise_correlation, plan.detail, measured),
-                sigma_map=level if isinstance(level, float) else np.ascontiguousarray(level[tile.read]),
-                noise=drawn,
-                measurement=measured,
-            )[tile.inner]
+                Scene(noise_correlation=camera.noise_correlation, detail=plan.detail, measurement=measured),
+                sigma_map=np.ascontiguousarray(level[tile.read]) if isinstance(level, np.ndarray) else level,
+                noise=part,
+            )
+            if len(tiles) == 1:
+                return walked[: u.shape[0], : u.shape[1]]
+            stitched[tile.keep] = walked[tile.inner]
         return stitched[: u.shape[0], : u.shape[1]]
 
     def close(self) -> None:
@@ -297,7 +319,7 @@ def _probe(bundle: Bundle) -> Probe:
     u = pad_to_multiple(start.on_the_grid(manifest, model_range.to_model(z)), manifest.model.multiple)
     # the first level: 1 for a walk from the frame; elsewhere that is where the least precision sends a walk astray
     sigma = start.levels(manifest, manifest.defaults.steps)[0] * float(start.sigma_scale(manifest, model_range.sigma))
-    inputs = NetworkInputs(manifest)(u, sigma, camera.noise_correlation, measurement=u)
+    inputs = NetworkInputs(manifest)(u, sigma, Scene(noise_correlation=camera.noise_correlation, measurement=u))
     return Probe(inputs=inputs, error_scale=output_weight(manifest, sigma, model_range.sigma))
 
 

@@ -9,7 +9,8 @@ with ``x0_hat = denoise(x, sigma)``, one network evaluation per row. A determini
     rows = table("ddim", schedule.measured(steps=4))             # relative levels, 1 -> 0
     restored = sample(frame, rows, denoise, sigma_map=sigma)     # sigma: float or per-pixel map, model units
 
-`apply_row` is plain NumPy and lives here until it is fused into one kernel.
+`apply_row` is plain NumPy, for any network and dtype. `runtime.denoiser` walks photonstep's own networks with the fused
+kernel `kernels.ops.sampler_row`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, replace
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
+from ..kernels import ops
 from .errors import PlanError, ShapeError
 from .schedule import FloatArray, level_like, pairs
 
@@ -204,6 +207,12 @@ def table(name: str, levels: Iterable[float], **settings: float) -> Table:
     ------
     PlanError : an unknown sampler, a setting that it does not take, or a value out of range
     """
+    return _table(name, tuple(levels), tuple(sorted(settings.items())))
+
+
+@lru_cache(maxsize=64)  # a live stream asks for the same table for every frame
+def _table(name: str, levels: tuple[float, ...], chosen: tuple[tuple[str, float], ...]) -> Table:
+    settings = dict(chosen)
     if name not in SAMPLERS:
         raise PlanError(f"sampler is {name!r}; choose one of {', '.join(SAMPLERS)}")
     taken = [key for key in inspect.signature(SAMPLERS[name]).parameters if key != "levels"]
@@ -236,9 +245,34 @@ def seeded_noise(seed: int, shape: tuple[int, ...], dtype: DTypeLike = np.float3
     return noise
 
 
-def cropped_noise(noise: Noise, read: tuple[slice, slice]) -> Noise:
-    """A tile's part of a whole frame's noise."""
-    return lambda index: np.ascontiguousarray(noise(index)[read])
+@dataclass(frozen=True, kw_only=True)
+class FrameNoise:
+    """Unit normal noise of a frame's window, as a noise source for `sample`: row index -> (H, W) float32.
+
+    It depends on the frame's content, the seed, the row and the pixel's place in the frame, on nothing else: the tiles
+    of a frame get the parts of the whole frame's noise.
+    """
+
+    key: ops.Key
+    shape: tuple[int, int]
+    origin: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def of(cls, frame: NDArray[Any], shape: tuple[int, int], seed: int = 0) -> FrameNoise:
+        """The noise of one frame and seed on a grid of ``shape``."""
+        return cls(key=ops.seeded_key(ops.content_key(frame), seed), shape=shape)
+
+    def __call__(self, index: int) -> FloatArray:
+        return ops.normal(self.shape, key=self.key, row=index, origin=self.origin)
+
+    def window(self, read: tuple[slice, slice]) -> FrameNoise:
+        """A tile's part of it; ``read`` are (rows, columns) of this window."""
+        (y0, y1, _), (x0, x1, _) = (s.indices(n) for s, n in zip(read, self.shape, strict=True))
+        return replace(self, shape=(y1 - y0, x1 - x0), origin=(self.origin[0] + y0, self.origin[1] + x0))
+
+    def row(self, index: int) -> ops.RowNoise:
+        """What a kernel is told."""
+        return ops.RowNoise(key=self.key, row=index, origin=self.origin)
 
 
 def sample(

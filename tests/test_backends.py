@@ -14,7 +14,7 @@ from photonstep.export.qdq import with_qdq
 from photonstep.runtime.backends import choose, onnxruntime, openvino
 from photonstep.runtime.backends.choose import BACKENDS, INT8_BUDGET, PARITY_BUDGET, PRECISIONS
 from photonstep.runtime.bundle import write_bundle
-from photonstep.runtime.denoiser import NetworkInputs, output_weight
+from photonstep.runtime.denoiser import NetworkInputs, Scene, output_weight
 
 SHIPPED = sorted(ps.shipped_bundles())
 COMBINATIONS = [("openvino", "fp32"), ("openvino", "bf16"), ("onnxruntime", "fp32")]
@@ -44,7 +44,7 @@ def real_inputs(bundle, frame, shape=(96, 128), correlation=(0.1, 0.3)):
     multiple = bundle.manifest.model.multiple
     rows, columns = (max(n // multiple, 1) * multiple for n in shape)
     u = np.sqrt(frame[:rows, :columns].astype(np.float32)) / 16 - 0.5
-    return NetworkInputs(bundle.manifest)(u, 0.06, correlation)
+    return NetworkInputs(bundle.manifest)(u, 0.06, Scene(noise_correlation=correlation))
 
 
 def opened(bundle, backend, precision="fp32"):

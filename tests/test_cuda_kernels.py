@@ -153,6 +153,17 @@ def test_sampler_row(device, cpu, shape, row, sigma_map):
     np.testing.assert_allclose(on["condition"], np.log(np.maximum(below, 0.005)) / 4, rtol=1e-6)
 
 
+def test_a_row_without_a_network_makes_the_inputs_alone(device, cpu):
+    shape = (9, 70)
+    fields = {"x": floats(shape), "sigma_next": 0.2, "sigma_data": 0.25, "sigma_min": 0.005, **sizes(shape)}
+    outputs = dict.fromkeys(("plane", "condition"), (shape, np.float32))
+    _, on = on_device(device, "sampler_row", outputs=outputs, **fields)
+    _, off = on_cpu("sampler_row", outputs=outputs, **fields)
+    for name in outputs:
+        np.testing.assert_array_equal(on[name], off[name])
+    np.testing.assert_allclose(on["plane"], fields["x"] / np.hypot(0.2, 0.25), rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_normal(device, cpu, shape):
     fields = {"row": 2, "key_low": 5, "key_high": 9, "origin_y": 3, "origin_x": 2, **sizes(shape)}
@@ -264,12 +275,21 @@ def test_preview(device, cpu, dtype, lut):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", PIXEL_TYPES)
-def test_content(device, cpu, shape, dtype):
+@pytest.mark.parametrize("hashed", [0, 1])
+def test_content(device, cpu, shape, dtype, hashed):
     frame, stride = strided(frame_of(shape, dtype))
     full = {"uint8": 200.0, "uint16": 50_000.0, "float32": 500.0}[dtype]
-    fields = {"frame": frame, "frame_stride": stride, "pixel_type": PIXEL_TYPES[dtype], "full": full, **sizes(shape)}
+    fields = {
+        "frame": frame,
+        "frame_stride": stride,
+        "pixel_type": PIXEL_TYPES[dtype],
+        "full": full,
+        "hashed": hashed,
+        **sizes(shape),
+    }
     on, off = on_device(device, "content", **fields)[0], on_cpu("content", **fields)[0]
     assert (on.low, on.high, on.full_pixels) == (off.low, off.high, off.full_pixels)
+    assert bool(on.low or on.high) == bool(hashed)
     assert on.full_pixels == np.count_nonzero(frame[:, : shape[1]] >= full)
 
 

@@ -9,7 +9,7 @@ import torch
 import photonstep as ps
 from photonstep.models import network as networks
 from photonstep.models.network import TIERS, NetworkConfig, receptive_radius_px
-from photonstep.runtime.denoiser import NetworkInputs
+from photonstep.runtime.denoiser import NetworkInputs, Scene
 
 CONFIGS = {
     **{
@@ -61,7 +61,7 @@ def test_a_shipped_network_reaches_no_farther_than_its_manifest_says(name, confo
     u = np.sqrt(grown.astype(np.float32)) / 16 - 0.5
     centre, outputs = side // 2 + 3, []
     for _ in range(2):
-        inputs = NetworkInputs(restorer.bundle.manifest)(u, 0.05, (0.0, 0.0))
+        inputs = NetworkInputs(restorer.bundle.manifest)(u, 0.05, Scene())
         outputs.append(restorer.choice.session.run(inputs)[0, 0].copy())
         u[centre, centre] += 3.0
     restorer.close()

@@ -9,7 +9,7 @@ import pytest
 from photonstep import PlanError
 from photonstep.runtime import samplers, schedule, start
 from photonstep.runtime.bundle import Bundle
-from photonstep.runtime.denoiser import NetworkInputs, output_weight
+from photonstep.runtime.denoiser import NetworkInputs, Scene, output_weight
 from photonstep.runtime.prediction import Parameterisation
 
 GOLDEN = Bundle.load(Path(__file__).parent / "golden_bundle" / "tiny.photonstep").manifest
@@ -115,13 +115,13 @@ def test_what_is_random_is_known():
 
 def test_the_measurement_is_the_last_input():
     spoken = manifest(input_names=("image", "level", "measurement"), measurement_input=True)
-    fed = NetworkInputs(spoken)(FRAME, 0.5, (0.0, 0.0), measurement=FRAME + 1)
+    fed = NetworkInputs(spoken)(FRAME, 0.5, Scene(measurement=FRAME + 1))
     assert list(fed) == ["image", "level", "measurement"]
     np.testing.assert_array_equal(fed["measurement"][0, 0], FRAME + 1)
     assert fed["level"].shape == ()
     for wrong in (None, FRAME[:2]):
         with pytest.raises(PlanError, match="looks at the measurement"):
-            NetworkInputs(spoken)(FRAME, 0.5, (0.0, 0.0), measurement=wrong)
+            NetworkInputs(spoken)(FRAME, 0.5, Scene(measurement=wrong))
 
 
 @pytest.mark.parametrize("scaling", ["edm", "none"])
@@ -132,7 +132,7 @@ def test_the_measurement_is_the_last_plane(scaling):
     )  # fmt: skip
     inputs = NetworkInputs(spoken)
     for seen in (FRAME + 1, FRAME + 2):  # the second finds its planes filled
-        planes = inputs(FRAME, 0.5, (0.25, 0.125), measurement=seen)["planes"]
+        planes = inputs(FRAME, 0.5, Scene(noise_correlation=(0.25, 0.125), measurement=seen))["planes"]
         assert planes.shape == (1, 5, 4, 6)
         np.testing.assert_array_equal(planes[0, 4], seen)
         assert (planes[0, 2] == 0.25).all()
@@ -140,7 +140,7 @@ def test_the_measurement_is_the_last_plane(scaling):
 
 
 def test_a_level_plane_among_several_inputs_has_the_images_shape():
-    fed = NetworkInputs(manifest(conditioning="sigma_map", alphas_cumprod=None))(FRAME, 0.5, (0.0, 0.0))
+    fed = NetworkInputs(manifest(conditioning="sigma_map", alphas_cumprod=None))(FRAME, 0.5, Scene())
     assert fed["level"].shape == fed["image"].shape == (1, 1, 4, 6)
 
 

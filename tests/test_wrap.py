@@ -51,8 +51,8 @@ def restored_by_torch(bundle, frame, loop):
     return photon_balance(frame, electrons, CAMERA).apply(electrons)
 
 
-def noise_of(shape, indices):
-    drawn = samplers.seeded_noise(SEED, shape)
+def noise_of(frame, shape, indices):
+    drawn = samplers.FrameNoise.of(frame, shape, SEED)
     return (torch.from_numpy(drawn(index))[None, None] for index in indices)
 
 
@@ -120,8 +120,8 @@ def test_an_sr3_network_starts_at_noise_and_looks_at_the_frame(tmp_path, frame):
     assert any("seeded draw" in note for note in wrapped.notes)
 
     def loop(u, sigma):
-        (first,) = noise_of(u.shape[2:], [start.START_NOISE])
-        return sr3_loop(network, u, ALPHAS, first, noise_of(u.shape[2:], range(19)), clip=(-1.0, 1.0))
+        (first,) = noise_of(frame, u.shape[2:], [start.START_NOISE])
+        return sr3_loop(network, u, ALPHAS, first, noise_of(frame, u.shape[2:], range(19)), clip=(-1.0, 1.0))
 
     assert_restores_alike(wrapped, frame, loop)
     restorer = ps.load(wrapped.bundle, precision="fp32", threads=1)
@@ -162,7 +162,7 @@ def test_an_i2sb_bridge_starts_at_the_frame(tmp_path, frame, sampler):
     assert wrapped.bundle.manifest.defaults.max_steps == 6  # nobody validated more
 
     def loop(u, sigma):
-        return i2sb_loop(network, u, betas, told, 6, noise_of(u.shape[2:], range(6)), ode=sampler == "ot_ode")
+        return i2sb_loop(network, u, betas, told, 6, noise_of(frame, u.shape[2:], range(6)), ode=sampler == "ot_ode")
 
     assert_restores_alike(wrapped, frame, loop)
 
@@ -176,7 +176,7 @@ def test_a_resshift_bridge_starts_at_the_frame_with_noise(tmp_path, frame):
     assert (wrapped.bundle.manifest.defaults.steps, wrapped.bundle.manifest.defaults.sampler) == (15, "ddpm")
 
     def loop(u, sigma):
-        noises = noise_of(u.shape[2:], [start.START_NOISE, *range(14)])
+        noises = noise_of(frame, u.shape[2:], [start.START_NOISE, *range(14)])
         return resshift_loop(network, u, etas.tolist(), 0.5, noises)
 
     assert_restores_alike(wrapped, frame, loop)
@@ -196,7 +196,7 @@ def test_an_edm_network_needs_no_schedule(tmp_path, frame, told, begin):
         x = u
         if begin == "noise":
             levels = (10.0, 0.01, 0.0)
-            x = 10.0 * next(noise_of(u.shape[2:], [start.START_NOISE]))
+            x = 10.0 * next(noise_of(frame, u.shape[2:], [start.START_NOISE]))
         for now, then in pairwise(levels):
             spread = (now**2 + 0.25) ** 0.5
             level = torch.full((1,) if told == "sigma" else u.shape, float(np.log(now) / 4))

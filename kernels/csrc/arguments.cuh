@@ -32,7 +32,7 @@ struct NetworkInput {
 };
 
 // One row of a sampler; see sampler_row.cuh. Levels are sigma (and sigma_next), times sigma_map where there is one.
-// network is null where x0 is given as it is (x0 = before is not read); arrays with a weight of 0 may be null.
+// Arrays with a weight of 0 may be null. Without a network nothing is walked: plane and condition are made of x.
 struct SamplerRow {
     const float *x, *network, *x0_before, *measurement, *sigma_map;
     int64_t height, width;
@@ -120,11 +120,11 @@ struct Preview {
     uint8_t* grey;
 };
 
-// Two lanes of a sum over all pixels of a hash of value and place; pixels at or above full.
+// Where hashed: two lanes of a sum over all pixels of a hash of value and place. Always: pixels at or above full.
 struct Content {
     const void* frame;
     int64_t frame_stride, height, width;
-    int32_t pixel_type;
+    int32_t pixel_type, hashed;
     float full;
     uint32_t low, high;  // out; a GPU adds to them: 0 before
     int64_t full_pixels; // out; the same

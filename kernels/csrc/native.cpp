@@ -253,7 +253,17 @@ PS_EXPORT void ps_residual(Residual* k) {
 // ranks; the later passes look at the keys of one of its bins only.
 PS_EXPORT void ps_order_statistics(OrderStatistics* k) {
     std::vector<uint32_t> coarse(2048), fine(2048), kept;
-    for (int64_t i = 0; i < k->count; ++i) ++coarse[sortable(k->values[i]) >> 21];
+    const int64_t parts = 8, each = (k->count + parts - 1) / parts;
+    std::vector<uint32_t> part(parts * 4 * 2048);  // four each, so that equal neighbours do not wait for one another
+    spread(parts, k->count * 24, [&](int64_t first, int64_t last) {
+        for (int64_t p = first; p < last; ++p) {
+            uint32_t* here = &part[p * 4 * 2048];
+            const int64_t end = (p + 1) * each < k->count ? (p + 1) * each : k->count;
+            for (int64_t i = p * each; i < end; ++i) ++here[(i & 3) * 2048 + (sortable(k->values[i]) >> 21)];
+        }
+    });
+    for (int64_t p = 0; p < 4 * parts; ++p)
+        for (int64_t bin = 0; bin < 2048; ++bin) coarse[bin] += part[p * 2048 + bin];
     uint32_t gathered = 1u << 31;  // the bin whose keys are kept; none yet
     for (int32_t r = 0; r < k->ranks; ++r) {
         int64_t rank = k->rank[r];

@@ -102,17 +102,21 @@ __global__ void ps_sampler_row(const SamplerRow* arguments) {
     along_row(k.width, [&](int64_t x) {
         const int64_t at = y * k.width + x;
         const float level = k.sigma_map ? k.sigma_map[at] : 1.0f;
-        const Edm c = k.sigma_map ? edm(k.sigma * level, k.sigma_data) : whole;
-        const float x0 = x0_hat(k.x[at], k.network[at], c.c_skip, c.c_out);
-        float next = k.a != 0 ? k.b * x0 + k.a * k.x[at] : k.b * x0;
-        if (k.p != 0) next += k.p * k.x0_before[at];
-        if (k.y != 0) next += k.y * k.measurement[at];
-        if (k.n != 0) {
-            const float drawn = normal_at(k.origin_y + (uint32_t)y, k.origin_x + (uint32_t)x, k.row, k.key_low, k.key_high);
-            next += k.n * (k.sigma_map ? level * drawn : drawn);
+        float next = k.x[at];
+        if (k.network) {
+            const Edm c = k.sigma_map ? edm(k.sigma * level, k.sigma_data) : whole;
+            const float x0 = x0_hat(next, k.network[at], c.c_skip, c.c_out);
+            next = k.a != 0 ? k.b * x0 + k.a * next : k.b * x0;
+            if (k.p != 0) next += k.p * k.x0_before[at];
+            if (k.y != 0) next += k.y * k.measurement[at];
+            if (k.n != 0) {
+                const uint32_t line = k.origin_y + (uint32_t)y, place = k.origin_x + (uint32_t)x;
+                const float drawn = normal_at(line, place, k.row, k.key_low, k.key_high);
+                next += k.n * (k.sigma_map ? level * drawn : drawn);
+            }
+            k.next[at] = next;
+            if (k.x0) k.x0[at] = x0;
         }
-        k.next[at] = next;
-        if (k.x0) k.x0[at] = x0;
         if (k.plane) k.plane[at] = (k.sigma_map ? edm(k.sigma_next * level, k.sigma_data).c_in : next_c_in) * next;
         if (k.plane && k.condition) k.condition[at] = noise_condition(k.sigma_map ? k.sigma_next * level : k.sigma_next, k.sigma_min);
     });
@@ -241,9 +245,11 @@ __global__ void ps_content(Content* arguments) {
     const int64_t y = blockIdx.y;
     uint32_t low = 0, high = 0, full = 0;
     along_row(k.width, [&](int64_t x) {
-        const uint32_t value = frame_bits(k, y, x), index = (uint32_t)(y * k.width) + (uint32_t)x;
-        low += content_low(value, index);
-        high += content_high(value, index);
+        if (k.hashed) {
+            const uint32_t value = frame_bits(k, y, x), index = (uint32_t)(y * k.width) + (uint32_t)x;
+            low += content_low(value, index);
+            high += content_high(value, index);
+        }
         full += pixel(k.frame, k.frame_stride, k.pixel_type, y, x) >= k.full;
     });
     add_over_block(low, &arguments->low);

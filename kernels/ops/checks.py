@@ -36,3 +36,51 @@ def number_or_map(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Any:
 def single(value: Any) -> Any:
     """float32 of a number or map, so that NumPy does not widen the work array."""
     return value.astype(np.float32, copy=False) if isinstance(value, np.ndarray) else np.float32(value)
+
+
+PIXEL_TYPES = {"uint8": 0, "uint16": 1, "float32": 2}  # arguments.cuh, PixelType
+
+
+def rows_in_memory(image: NDArray[Any]) -> NDArray[Any]:
+    """The image itself where the pixels of a row are neighbours in memory and in native byte order, or a copy."""
+    if image.strides[1] == image.itemsize and image.dtype.isnative and image.flags.aligned:
+        return image
+    return np.ascontiguousarray(image, image.dtype.newbyteorder("="))
+
+
+def output(name: str, out: NDArray[Any] | None, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """``out`` where it fits, or a new array; a kernel writes every pixel of it."""
+    if out is None:
+        return np.empty(shape, dtype)
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+        got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise FrameError(f"{name} is {got}; expected {np.dtype(dtype)} of shape {shape} in C order")
+    if not out.flags.writeable:
+        raise FrameError(f"{name} is read-only; expected an array to write into")
+    return out
+
+
+def float_image(name: str, image: NDArray[Any], shape: tuple[int, ...] | None = None) -> Float32:
+    """The image in C order, after a check that it is (H, W) float32 (of ``shape``)."""
+    if not isinstance(image, np.ndarray) or image.ndim != 2 or image.dtype != np.float32:
+        got = f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise FrameError(f"{name} is {got}; expected (H, W) float32")
+    if shape is not None and image.shape != shape:
+        raise FrameError(f"{name} has shape {image.shape}; expected {shape}")
+    return np.ascontiguousarray(image)
+
+
+def scalar_and_map(value: Any, shape: tuple[int, ...]) -> tuple[float, Float32 | None]:
+    """A number or a map as what the kernels take: (number, None), or (0, map in C order)."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        if value.shape != shape:
+            raise FrameError(
+                f"a map is {value.shape}, the frame {shape}; crop the map to the camera's region of interest"
+            )
+        return 0.0, np.ascontiguousarray(value, np.float32)
+    return float(value), None
+
+
+def address(array: NDArray[Any] | None) -> int | None:
+    """Where an array's data lie; None for none."""
+    return None if array is None else int(array.ctypes.data)

@@ -7,8 +7,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import reference
-from .checks import FrameError, check_frame
+from .. import native, reference
+from ..arguments import structure
+from .checks import PIXEL_TYPES, FrameError, address, check_frame, output, rows_in_memory
 
 GREY: Final = np.arange(256, dtype=np.uint8)
 
@@ -44,9 +45,16 @@ def preview_u8(
     table = GREY if lut is None else lut
     if table.shape != (256,) or table.dtype != np.uint8:
         raise FrameError(f"lut is {table.dtype} of shape {table.shape}; expected 256 uint8 greys")
-    if out is None:
-        out = np.empty(image.shape, np.uint8)
-    elif out.shape != image.shape or out.dtype != np.uint8:
-        raise FrameError(f"out is {out.dtype} of shape {out.shape}; expected uint8 of shape {image.shape}")
-    out[...] = reference.preview_u8(image.astype(np.float32), low, high, table)
-    return out
+    grey: NDArray[np.uint8] = output("out", out, image.shape, np.uint8)
+    lib = native.library()
+    if lib is None:
+        grey[...] = reference.preview_u8(image.astype(np.float32), low, high, table)
+        return grey
+    rows = rows_in_memory(image)
+    table = np.ascontiguousarray(table)
+    lib.call("preview", structure("Preview")(
+        image=address(rows), image_stride=rows.strides[0], height=image.shape[0], width=image.shape[1],
+        pixel_type=PIXEL_TYPES[image.dtype.name], low=low, per_range=255.0 / (high - low),
+        lut=None if lut is None else address(table), grey=address(grey),
+    ))  # fmt: skip
+    return grey

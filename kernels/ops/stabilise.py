@@ -7,12 +7,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import reference
-from .checks import Float32, check_frame, number_or_map, single
+from .. import native, reference
+from ..arguments import structure
+from .checks import (
+    PIXEL_TYPES,
+    Float32,
+    address,
+    check_frame,
+    number_or_map,
+    output,
+    rows_in_memory,
+    scalar_and_map,
+    single,
+)  # fmt: skip
+
+Coefficient = float | Float32
 
 
 def stabilise(
-    frame: NDArray[Any], *, offset_adu: ArrayLike, gain_e_per_adu: ArrayLike, readout_noise_e: ArrayLike
+    frame: NDArray[Any],
+    *,
+    offset_adu: ArrayLike,
+    gain_e_per_adu: ArrayLike,
+    readout_noise_e: ArrayLike,
+    out: Float32 | None = None,
 ) -> Float32:
     """Raw frame to unit-variance coordinates: the generalised Anscombe transform of its photoelectrons.
 
@@ -20,10 +38,11 @@ def stabilise(
     ----------
     frame : (H, W) uint8, uint16 or float32, ADU; any strides
     offset_adu, gain_e_per_adu, readout_noise_e : scalars or (H, W) maps; ADU, photoelectrons per ADU, rms e-
+    out : (H, W) float32, C order, to write into
 
     Returns
     -------
-    (H, W) float32, new array, C order; noise of standard deviation 1
+    (H, W) float32, ``out`` or a new array, C order; noise of standard deviation 1
 
     Raises
     ------
@@ -38,9 +57,40 @@ def stabilise(
             ("offset_adu", offset_adu), ("gain_e_per_adu", gain_e_per_adu), ("readout_noise_e", readout_noise_e)
         )
     )  # fmt: skip
-    z = np.array(frame, dtype=np.float32, order="C")
-    # 2 sqrt((f - o) g + 3/8 + r^2) = sqrt(f * 4g + (4 (3/8 + r^2 - o g))): one multiply and one add per pixel
-    z *= single(4.0 * gain)
-    z += single(4.0 * (reference.ANSCOMBE_OFFSET + readout**2 - offset * gain))
-    np.maximum(z, 0, out=z)
-    return np.sqrt(z, out=z)
+    scale, bias = stabilise_coefficients(offset_adu=offset, gain_e_per_adu=gain, readout_noise_e=readout)
+    return stabilise_with(frame, scale, bias, out=out)
+
+
+def stabilise_coefficients(*, offset_adu: Any, gain_e_per_adu: Any, readout_noise_e: Any) -> tuple[Any, Any]:
+    """``z = sqrt(max(0, f scale + bias))``: scale = 4 g, bias = 4 (3/8 + r^2 - o g), numbers, or both of them maps.
+
+    Worked out once a camera, not once a frame.
+    """
+    scale = 4.0 * gain_e_per_adu
+    bias = 4.0 * (reference.ANSCOMBE_OFFSET + readout_noise_e**2 - offset_adu * gain_e_per_adu)
+    if np.ndim(scale) or np.ndim(bias):
+        scale, bias = (np.ascontiguousarray(m, np.float32) for m in np.broadcast_arrays(scale, bias))
+    return scale, bias
+
+
+def stabilise_with(
+    frame: NDArray[Any], scale: Coefficient, bias: Coefficient, *, out: Float32 | None = None
+) -> Float32:
+    """`stabilise` with the numbers of `stabilise_coefficients`."""
+    check_frame(frame)
+    z = output("out", out, frame.shape, np.float32)
+    scale_number, scale_map = scalar_and_map(scale, frame.shape)
+    bias_number, bias_map = scalar_and_map(bias, frame.shape)
+    lib = native.library()
+    if lib is None:
+        np.multiply(frame, single(scale), out=z, dtype=np.float32, casting="unsafe")
+        z += single(bias)
+        np.maximum(z, 0, out=z)
+        return np.sqrt(z, out=z)
+    rows = rows_in_memory(frame)
+    lib.call("stabilise", structure("Stabilise")(
+        frame=address(rows), frame_stride=rows.strides[0], height=z.shape[0], width=z.shape[1],
+        pixel_type=PIXEL_TYPES[frame.dtype.name], scale=scale_number, bias=bias_number,
+        scale_map=address(scale_map), bias_map=address(bias_map), z=address(z),
+    ))  # fmt: skip
+    return z
