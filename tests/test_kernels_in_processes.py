@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from photonstep.kernels import native, ops, reference
+from photonstep.kernels import native
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 60  # a watchdog, never a measurement
