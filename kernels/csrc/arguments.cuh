@@ -137,7 +137,7 @@ struct Fuse {
 };
 
 // level = root of the mean of variance over 9 x 9 px
-struct NoiseLevel {
+struct FusedNoise {
     const float* variance;
     int64_t height, width;
     float* level;

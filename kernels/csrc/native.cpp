@@ -191,7 +191,7 @@ PS_EXPORT int64_t ps_size_of(const char* name) {
     PS_SIZE(Preview);
     PS_SIZE(Content);
     PS_SIZE(Fuse);
-    PS_SIZE(NoiseLevel);
+    PS_SIZE(FusedNoise);
     PS_SIZE(Similarity);
 #undef PS_SIZE
     return -1;
@@ -327,10 +327,10 @@ PS_EXPORT void ps_fuse(const Fuse* k) {
     });
 }
 
-PS_EXPORT void ps_noise_level(const NoiseLevel* k) {
+PS_EXPORT void ps_fused_noise(const FusedNoise* k) {
     spread(k->height, k->height * k->width * 16, [k](int64_t first, int64_t last) {
         std::vector<float> scratch(fuse_scratch(k->width));
-        chosen.temporal->noise_level(*k, first, last, scratch.data());
+        chosen.temporal->fused_noise(*k, first, last, scratch.data());
     });
 }
 

@@ -195,7 +195,7 @@ void fuse_rows(const Fuse& k, int64_t first, int64_t last, float* memory) {
     for (int64_t y = first; y < last; ++y) fuse_row(k, s, y);
 }
 
-void noise_level_rows(const NoiseLevel& k, int64_t first, int64_t last, float* memory) {
+void fused_noise_rows(const FusedNoise& k, int64_t first, int64_t last, float* memory) {
     float* sum = memory + PAD;
     const Rows variance = {const_cast<float*>(k.variance), 0, k.height, k.width};
     for (int64_t y = first; y < last; ++y) {
@@ -242,6 +242,6 @@ void similarity_rows(const Similarity& k, int64_t first, int64_t last, Similarit
 
 }  // namespace
 
-extern const TemporalLoops PS_JOIN(temporal_loops_, PS_VARIANT) = {fuse_rows, noise_level_rows, similarity_rows};
+extern const TemporalLoops PS_JOIN(temporal_loops_, PS_VARIANT) = {fuse_rows, fused_noise_rows, similarity_rows};
 
 }  // namespace photonstep

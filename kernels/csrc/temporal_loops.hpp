@@ -6,12 +6,12 @@ namespace photonstep {
 
 constexpr int64_t FUSE_CHUNK_ROWS = 32;
 
-// floats of scratch that fuse and noise_level need, each thread its own
+// floats of scratch that fuse and fused_noise need, each thread its own
 constexpr int64_t fuse_scratch(int64_t width) { return (10 * (FUSE_CHUNK_ROWS + 8) + 5) * (width + 8); }
 
 struct TemporalLoops {
     void (*fuse)(const Fuse&, int64_t first, int64_t last, float* scratch);  // at most FUSE_CHUNK_ROWS rows
-    void (*noise_level)(const NoiseLevel&, int64_t first, int64_t last, float* scratch);
+    void (*fused_noise)(const FusedNoise&, int64_t first, int64_t last, float* scratch);
     void (*similarity)(const Similarity&, int64_t first, int64_t last, Similarity* found);
 };
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .. import reference
-from .checks import Float32, FrameError
+from .. import native, reference
+from ..arguments import structure
+from ..reference.similarity import BLOCK_PX, CUT, SHARE_BELOW_CUT, largest_by_noise
+from .checks import Float32, FrameError, address
 
 
 def similarity(z: Float32, previous: Float32, *, noise_correlation: tuple[float, float] = (0.0, 0.0)) -> float:
@@ -32,4 +34,15 @@ def similarity(z: Float32, previous: Float32, *, noise_correlation: tuple[float,
             raise FrameError(f"{name} is {kind}; expected a float32 array, see Camera.stabilise")
         if array.ndim != 2 or not array.size or array.shape != z.shape:
             raise FrameError(f"{name} has shape {array.shape}, z {z.shape}; expected one shape (H, W), neither side 0")
-    return reference.similarity(z, previous, noise_correlation=noise_correlation)
+    lib = native.library()
+    if lib is None:
+        return reference.similarity(z, previous, noise_correlation=noise_correlation)
+    z, previous = np.ascontiguousarray(z), np.ascontiguousarray(previous)
+    block_px = min(BLOCK_PX, *z.shape)
+    k = structure("Similarity")(
+        z=address(z), previous=address(previous), height=z.shape[0], width=z.shape[1], block=block_px, cut=CUT,
+    )  # fmt: skip
+    lib.call("similarity", k)
+    blocks = (z.shape[0] // block_px) * (z.shape[1] // block_px)
+    overall = float(k.sum_cut) / z.size / SHARE_BELOW_CUT
+    return max(overall, float(k.largest_block) / largest_by_noise(blocks, block_px, noise_correlation))

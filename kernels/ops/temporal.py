@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import reference
-from .checks import Float32, FrameError
+from .. import native, reference
+from ..arguments import structure
+from ..reference.temporal import LARGE_PX, SMALL_PX, noise_left
+from .checks import Float32, FrameError, address
 
 
 def fuse(
@@ -53,6 +55,10 @@ def fuse(
         for other in arrays:
             if other != name and np.may_share_memory(arrays[name], arrays[other]):
                 raise FrameError(f"{name} shares memory with {other}; expected a buffer of its own: keep two and swap")
+    lib = native.library()
+    if lib is not None and all(array.flags.c_contiguous for array in arrays.values()):
+        _fuse_natively(lib, arrays, n_max, limits, emphasis, noise_correlation, light)
+        return out_mean, out_variance
     new_mean, new_variance = reference.fuse(
         z, mean, variance, n_max=n_max, limits=limits, emphasis=emphasis, noise_correlation=noise_correlation,
         light=light,
@@ -60,6 +66,21 @@ def fuse(
     out_mean[...] = new_mean
     out_variance[...] = new_variance
     return out_mean, out_variance
+
+
+def _fuse_natively(
+    lib: native.Library, arrays: dict[str, Float32], n_max: float, limits: reference.Limits, emphasis: float,
+    noise_correlation: tuple[float, float], light: tuple[float, float],
+) -> None:  # fmt: skip
+    small, large = (noise_left(window, noise_correlation) for window in (SMALL_PX, LARGE_PX))
+    alike = small * SMALL_PX**2
+    height, width = arrays["z"].shape
+    lib.call("fuse", structure("Fuse")(
+        **{name: address(array) for name, array in arrays.items()}, height=height, width=width,
+        light_gain=light[0], light_shift=light[1], emphasis=emphasis, least_gain=2 / (n_max + 1),
+        per_point=1 / limits.point**2, per_small=1 / (small * limits.small**2), per_large=1 / (large * limits.large**2),
+        per_motion=LARGE_PX**2 / (alike * limits.motion**2), per_spread=1 / (small * limits.spread**2),
+    ))  # fmt: skip
 
 
 def fused_noise(variance: Float32, *, out: Float32 | None = None) -> Float32:
@@ -81,6 +102,13 @@ def fused_noise(variance: Float32, *, out: Float32 | None = None) -> Float32:
     out = np.empty_like(variance) if out is None else out
     _check("variance", variance, variance)
     _check("out", out, variance)
+    lib = native.library()
+    apart = out.flags.c_contiguous and not np.may_share_memory(out, variance)  # windows read the neighbours
+    if lib is not None and variance.flags.c_contiguous and apart:
+        lib.call("fused_noise", structure("FusedNoise")(
+            variance=address(variance), height=variance.shape[0], width=variance.shape[1], level=address(out),
+        ))  # fmt: skip
+        return out
     out[...] = reference.fused_noise(variance)
     return out
 
