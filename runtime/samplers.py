@@ -19,6 +19,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -206,6 +207,12 @@ def table(name: str, levels: Iterable[float], **settings: float) -> Table:
     ------
     PlanError : an unknown sampler, a setting that it does not take, or a value out of range
     """
+    return _table(name, tuple(levels), tuple(sorted(settings.items())))
+
+
+@lru_cache(maxsize=64)  # a live stream asks for the same table for every frame
+def _table(name: str, levels: tuple[float, ...], chosen: tuple[tuple[str, float], ...]) -> Table:
+    settings = dict(chosen)
     if name not in SAMPLERS:
         raise PlanError(f"sampler is {name!r}; choose one of {', '.join(SAMPLERS)}")
     taken = [key for key in inspect.signature(SAMPLERS[name]).parameters if key != "levels"]

@@ -20,6 +20,6 @@ PS_BOTH float unbiased_inverse(float z, float readout_variance) {
 
 PS_BOTH float balanced(float electrons, float gain, float shift) { return most(electrons * gain + shift, 0.0f); }
 PS_BOTH float to_adu(float electrons, float per_gain, float offset) { return electrons * per_gain + offset; }
-PS_BOTH float clipped(float counts, float largest) { return least(most(rounded_half_even(counts), 0.0f), largest); }
+PS_BOTH uint32_t clipped(float counts, float largest) { return rounded_half_even(least(most(counts, 0.0f), largest)); }
 
 }  // namespace photonstep

@@ -1,6 +1,7 @@
 // The CPU library: loads with ctypes, which releases the interpreter's lock for every call. Picks the loops for this
 // processor once, and spreads the rows of large images over a few threads that sleep in between.
 #include "loops.hpp"
+#include "temporal_loops.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -24,6 +25,7 @@ namespace {
 struct Variant {
     const char* name;
     const Loops* loops;
+    const TemporalLoops* temporal;
 };
 
 Variant best_variant() {
@@ -31,10 +33,10 @@ Variant best_variant() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
-        return {"avx512", &loops_avx512};
-    if (__builtin_cpu_supports("avx2")) return {"avx2", &loops_avx2};
+        return {"avx512", &loops_avx512, &temporal_loops_avx512};
+    if (__builtin_cpu_supports("avx2")) return {"avx2", &loops_avx2, &temporal_loops_avx2};
 #endif
-    return {"baseline", &loops_baseline};
+    return {"baseline", &loops_baseline, &temporal_loops_baseline};
 }
 
 Variant chosen = best_variant();
@@ -157,10 +159,10 @@ PS_EXPORT int32_t ps_threads() { return Crew::instance().threads(); }
 PS_EXPORT int32_t ps_use_variant(const char* name) {
     const Variant best = best_variant();
     const Variant all[] = {
-        {"baseline", &loops_baseline},
+        {"baseline", &loops_baseline, &temporal_loops_baseline},
 #if defined(PS_X86_VARIANTS)
-        {"avx2", &loops_avx2},
-        {"avx512", &loops_avx512},
+        {"avx2", &loops_avx2, &temporal_loops_avx2},
+        {"avx512", &loops_avx512, &temporal_loops_avx512},
 #endif
     };
     for (const Variant& variant : all) {
@@ -188,6 +190,9 @@ PS_EXPORT int64_t ps_size_of(const char* name) {
     PS_SIZE(Laplacian);
     PS_SIZE(Preview);
     PS_SIZE(Content);
+    PS_SIZE(Fuse);
+    PS_SIZE(FusedNoise);
+    PS_SIZE(Similarity);
 #undef PS_SIZE
     return -1;
 }
@@ -249,7 +254,17 @@ PS_EXPORT void ps_residual(Residual* k) {
 // ranks; the later passes look at the keys of one of its bins only.
 PS_EXPORT void ps_order_statistics(OrderStatistics* k) {
     std::vector<uint32_t> coarse(2048), fine(2048), kept;
-    for (int64_t i = 0; i < k->count; ++i) ++coarse[sortable(k->values[i]) >> 21];
+    const int64_t parts = 8, each = (k->count + parts - 1) / parts;
+    std::vector<uint32_t> part(parts * 4 * 2048);  // four each, so that equal neighbours do not wait for one another
+    spread(parts, k->count * 24, [&](int64_t first, int64_t last) {
+        for (int64_t p = first; p < last; ++p) {
+            uint32_t* here = &part[p * 4 * 2048];
+            const int64_t end = (p + 1) * each < k->count ? (p + 1) * each : k->count;
+            for (int64_t i = p * each; i < end; ++i) ++here[(i & 3) * 2048 + (sortable(k->values[i]) >> 21)];
+        }
+    });
+    for (int64_t p = 0; p < 4 * parts; ++p)
+        for (int64_t bin = 0; bin < 2048; ++bin) coarse[bin] += part[p * 2048 + bin];
     uint32_t gathered = 1u << 31;  // the bin whose keys are kept; none yet
     for (int32_t r = 0; r < k->ranks; ++r) {
         int64_t rank = k->rank[r];
@@ -298,5 +313,35 @@ PS_EXPORT void ps_content(Content* k) {
         k->low += part.low;
         k->high += part.high;
         k->full_pixels += part.full_pixels;
+    }
+}
+
+PS_EXPORT void ps_fuse(const Fuse* k) {
+    const int64_t chunks = (k->height + FUSE_CHUNK_ROWS - 1) / FUSE_CHUNK_ROWS;
+    spread(chunks, k->height * k->width * 100, [k](int64_t first, int64_t last) {
+        std::vector<float> scratch(fuse_scratch(k->width));
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t top = i * FUSE_CHUNK_ROWS, bottom = top + FUSE_CHUNK_ROWS;
+            chosen.temporal->fuse(*k, top, bottom < k->height ? bottom : k->height, scratch.data());
+        }
+    });
+}
+
+PS_EXPORT void ps_fused_noise(const FusedNoise* k) {
+    spread(k->height, k->height * k->width * 16, [k](int64_t first, int64_t last) {
+        std::vector<float> scratch(fuse_scratch(k->width));
+        chosen.temporal->fused_noise(*k, first, last, scratch.data());
+    });
+}
+
+PS_EXPORT void ps_similarity(Similarity* k) {
+    std::vector<Similarity> parts((k->height + k->block - 1) / k->block, Similarity{});
+    spread_chunks(k->height, k->block, k->height * k->width * 8,
+                  [&](int64_t i, int64_t a, int64_t b) { chosen.temporal->similarity(*k, a, b, &parts[i]); });
+    k->sum_cut = 0;
+    k->largest_block = 0;
+    for (const Similarity& part : parts) {
+        k->sum_cut += part.sum_cut;
+        if (part.largest_block > k->largest_block) k->largest_block = part.largest_block;
     }
 }

@@ -26,7 +26,7 @@ def content_key(frame: NDArray[Any]) -> Key:
     lib = native.library()
     if lib is None:
         return reference.content_key(frame.astype(frame.dtype.newbyteorder("="), copy=False))
-    k = _content(lib, frame, np.inf)
+    k = _content(lib, frame, np.inf, hashed=True)
     return k.low, k.high
 
 
@@ -34,7 +34,9 @@ def count_at_least(frame: NDArray[Any], limit: float) -> int:
     """How many pixels of a frame hold ``limit`` or more."""
     check_frame(frame)
     lib = native.library()
-    return int(np.count_nonzero(frame >= limit)) if lib is None else int(_content(lib, frame, limit).full_pixels)
+    if lib is None:
+        return int(np.count_nonzero(frame >= limit))
+    return int(_content(lib, frame, limit, hashed=False).full_pixels)
 
 
 def seeded_key(key: Key, seed: int) -> Key:
@@ -93,11 +95,11 @@ def normal(
     return noise
 
 
-def _content(lib: native.Library, frame: NDArray[Any], full: float) -> Any:
+def _content(lib: native.Library, frame: NDArray[Any], full: float, *, hashed: bool) -> Any:
     rows = rows_in_memory(frame)
     k = structure("Content")(
         frame=address(rows), frame_stride=rows.strides[0], height=frame.shape[0], width=frame.shape[1],
-        pixel_type=PIXEL_TYPES[frame.dtype.name], full=full,
+        pixel_type=PIXEL_TYPES[frame.dtype.name], hashed=hashed, full=full,
     )  # fmt: skip
     lib.call("content", k)
     return k
