@@ -320,6 +320,18 @@ def test_tests_go_on_without_a_compiler_and_leave_nothing_behind(checkout):
     assert sorted(checkout.rglob("*")) == before
 
 
+def test_the_report_of_a_test_run_says_what_it_tested(monkeypatch):
+    import conftest
+
+    monkeypatch.setattr(conftest, "BUILD_FAILURE", "")
+    assert conftest.pytest_report_header() == f"kernels: {native.describe()}"
+    monkeypatch.setattr(conftest, "BUILD_FAILURE", "no c++")
+    assert conftest.pytest_report_header().endswith("; a build from the sources as they are now failed: no c++")
+    monkeypatch.setattr(native, "_state", [])
+    monkeypatch.setenv(native.VARIABLE, "garbage")
+    assert conftest.pytest_report_header().startswith("kernels: PHOTONSTEP_KERNELS is 'garbage'")
+
+
 @pytest.fixture
 def hasty_compiler(tmp_path_factory):
     """An environment whose compiler is this machine's, told last to optimise nothing: seconds instead of many."""
@@ -337,7 +349,9 @@ def test_tests_build_what_is_stale_and_leave_nothing_else(checkout, hasty_compil
     before = sorted(checkout.rglob("*"))
     library = native_library.library_file(checkout)
     assert native_library.is_stale(checkout)
-    assert native_library.build(checkout, hasty_compiler) == ""
+    with ThreadPoolExecutor(2) as pool:  # two test runs that begin at once
+        said = list(pool.map(lambda _: native_library.build(checkout, hasty_compiler), range(2)))
+    assert said == ["", ""]
     assert sorted(checkout.rglob("*")) == sorted([*before, library])
     assert run_python(ASK, folder=checkout).stdout.startswith("native C++ (")
     assert not native_library.is_stale(checkout)
