@@ -22,4 +22,9 @@ PS_BOTH float balanced(float electrons, float gain, float shift) { return most(e
 PS_BOTH float to_adu(float electrons, float per_gain, float offset) { return electrons * per_gain + offset; }
 PS_BOTH uint32_t clipped(float counts, float largest) { return rounded_half_even(least(most(counts, 0.0f), largest)); }
 
+// Counts as a pixel of the type of the second argument.
+PS_BOTH uint8_t as_pixel(float counts, uint8_t) { return (uint8_t)clipped(counts, 255.0f); }
+PS_BOTH uint16_t as_pixel(float counts, uint16_t) { return (uint16_t)clipped(counts, 65535.0f); }
+PS_BOTH float as_pixel(float counts, float) { return counts; }
+
 }  // namespace photonstep

@@ -237,22 +237,21 @@ float counts_span(const Counts& k, int64_t y, int64_t begin, int64_t count) {
     const int64_t at = y * k.width + begin;
     const float* __restrict electrons = k.electrons + at;
     Pixel* __restrict out = const_cast<Pixel*>(row_of<Pixel>(k.counts, k.counts_stride, y)) + begin;
-    const float gain = k.gain, shift = k.shift, largest = sizeof(Pixel) == 1 ? 255.0f : 65535.0f;
+    const float gain = k.gain, shift = k.shift;
     const float* __restrict per_gain_map = k.per_gain_map ? k.per_gain_map + at : nullptr;
     const float* __restrict offset_map = k.offset_map ? k.offset_map + at : nullptr;
-    constexpr bool FLOATING = sizeof(Pixel) == 4;
     float light[SPAN];
     for (int64_t i = 0; i < count; ++i) light[i] = balanced(electrons[i], gain, shift);
     if (per_gain_map) {
         for (int64_t i = 0; i < count; ++i) {
             const float value = to_adu(light[i], per_gain_map[i], offset_map[i]);
-            out[i] = FLOATING ? (Pixel)value : (Pixel)clipped(value, largest);
+            out[i] = as_pixel(value, Pixel());
         }
     } else {
         const float per_gain = k.per_gain, offset = k.offset;
         for (int64_t i = 0; i < count; ++i) {
             const float value = to_adu(light[i], per_gain, offset);
-            out[i] = FLOATING ? (Pixel)value : (Pixel)clipped(value, largest);
+            out[i] = as_pixel(value, Pixel());
         }
     }
     Lanes lanes = {};
@@ -423,10 +422,6 @@ void preview_rows(const Preview& k, int64_t first, int64_t last) {
         else preview_row<float>(k, y);
     }
 }
-
-PS_BOTH uint32_t bits_of_pixel(uint8_t p) { return p; }
-PS_BOTH uint32_t bits_of_pixel(uint16_t p) { return p; }
-PS_BOTH uint32_t bits_of_pixel(float p) { return bits_of(p); }
 
 template <class Pixel>
 void content_row(const Content& k, int64_t y, Content* sums) {

@@ -193,6 +193,11 @@ PS_EXPORT int64_t ps_size_of(const char* name) {
     PS_SIZE(Fuse);
     PS_SIZE(FusedNoise);
     PS_SIZE(Similarity);
+    PS_SIZE(Window);
+    PS_SIZE(Fill);
+    PS_SIZE(FullPixels);
+    PS_SIZE(Range);
+    PS_SIZE(Balance);
 #undef PS_SIZE
     return -1;
 }

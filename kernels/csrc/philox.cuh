@@ -73,6 +73,9 @@ PS_BOTH uint32_t mixed(uint32_t h) {
     h ^= h >> 16;
     return h;
 }
+PS_BOTH uint32_t bits_of_pixel(uint8_t p) { return p; }
+PS_BOTH uint32_t bits_of_pixel(uint16_t p) { return p; }
+PS_BOTH uint32_t bits_of_pixel(float p) { return bits_of(p); }
 PS_BOTH uint32_t content_low(uint32_t value, uint32_t index) { return mixed(value + index * 0x9E3779B9u); }
 PS_BOTH uint32_t content_high(uint32_t value, uint32_t index) { return mixed((value ^ 0x5bd1e995u) + index * 0x632be5abu); }
 

@@ -4,7 +4,7 @@ One file a family; every function has its formula in `kernels.reference`, where 
 the native library where the package was built with a compiler, otherwise in the reference; see `kernels.native`.
 """
 
-from ..reference import Limits
+from ..reference import Limits, ResidualStatistics
 from .blocks import block_means
 from .checks import FRAME_DTYPES, FrameError
 from .counts import electrons_of, to_counts, unstabilise, write_counts
@@ -14,7 +14,7 @@ from .noise_level import laplacian_noise
 from .percentiles import percentiles
 from .preview import preview_u8
 from .resample import upsample2
-from .residual import ResidualStatistics, lag_products, residual_statistics
+from .residual import lag_products, residual_statistics
 from .sampler_row import NextInputs, RowNoise, network_planes, sampler_row
 from .similarity import similarity
 from .stabilise import stabilise, stabilise_coefficients, stabilise_with

@@ -21,7 +21,7 @@ def similarity(z: Float32, previous: Float32, *, noise_correlation: tuple[float,
     Returns
     -------
     float; the larger of a mean over the frame, which a few changed pixels hardly touch, and of a maximum over blocks
-    of 8 x 8 px, which one small moving object raises. A static scene stays below about 1.05 from 64 x 64 px on, and the
+    of 8 x 8 px, which one small moving object raises. A static scene stays below about 1.07 from 64 x 64 px on; the
     maximum goes above 1 by noise alone for one pair in a hundred.
 
     Raises
@@ -44,5 +44,5 @@ def similarity(z: Float32, previous: Float32, *, noise_correlation: tuple[float,
     )  # fmt: skip
     lib.call("similarity", k)
     blocks = (z.shape[0] // block_px) * (z.shape[1] // block_px)
-    overall = k.sum_cut / z.size / SHARE_BELOW_CUT
-    return max(overall, k.largest_block / largest_by_noise(blocks, block_px, noise_correlation))
+    overall = float(k.sum_cut) / z.size / SHARE_BELOW_CUT
+    return max(overall, float(k.largest_block) / largest_by_noise(blocks, block_px, noise_correlation))

@@ -86,7 +86,8 @@ def stabilise_with(
         np.multiply(frame, single(scale), out=z, dtype=np.float32, casting="unsafe")
         z += single(bias)
         np.maximum(z, 0, out=z)
-        return np.sqrt(z, out=z)
+        np.sqrt(z, out=z)
+        return z
     rows = rows_in_memory(frame)
     lib.call("stabilise", structure("Stabilise")(
         frame=address(rows), frame_stride=rows.strides[0], height=z.shape[0], width=z.shape[1],
