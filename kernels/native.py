@@ -12,6 +12,7 @@ import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,8 +81,9 @@ def processors() -> int:
 
 
 def find() -> Path | None:
-    """The library's file beside this module, or None where the package was built without a compiler."""
-    return next(iter(sorted(Path(__file__).resolve().parent.glob("_native*.*"))), None)
+    """This interpreter's library beside this module, or None where the package was built without a compiler."""
+    folder = Path(__file__).resolve().parent
+    return next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_native{suffix}").is_file()), None)
 
 
 def _load() -> tuple[Library | None, str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import ops
+from ..kernels import native, ops
 from . import pixel_integration, quality_flags, samplers, start
 from .backends.choose import Choice, Probe, open_session
 from .bundle import Bundle
@@ -322,8 +322,12 @@ def load(
     Raises
     ------
     BundleError : no such bundle, or it is damaged
-    BackendError : the device or backend cannot be used; the message names the cause
+    BackendError : the device, backend or kernels cannot be used; the message names the cause
     """
+    try:
+        native.library()
+    except native.KernelError as error:
+        raise BackendError(str(error)) from None
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(find_bundle(bundle))
     networks: dict[str, bytes] = {p: opened.network(p) for p in opened.networks}
     choice = open_session(

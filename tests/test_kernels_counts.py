@@ -224,6 +224,9 @@ def refused_outputs(shape, dtype):
         ("float32", lambda x, out: row_into(x, following=ops.NextInputs(plane=np.empty_like(x), condition=out))),
         ("float32", lambda x, out: ops.network_planes(x, sigma=1.0, sigma_data=0.5, inputs=ops.NextInputs(plane=out))),
         ("float32", lambda x, out: ops.normal(x.shape, key=(1, 2), row=0, out=out)),
+        ("float32", lambda x, out: fuse_into(x, out_mean=out)),
+        ("float32", lambda x, out: fuse_into(x, out_variance=out)),
+        ("float32", lambda x, out: ops.fused_noise(x, out=out)),
     ],
 )
 def test_what_cannot_be_written_into_is_refused(implementation, fault, dtype, call):
@@ -232,6 +235,11 @@ def test_what_cannot_be_written_into_is_refused(implementation, fault, dtype, ca
     with pytest.raises(ops.FrameError):
         call(x, out)
     assert not out.any()
+
+
+def fuse_into(x, **outputs):
+    limits = reference.Limits(point=3.0, small=3.0, large=3.0, motion=3.0, spread=3.0)
+    ops.fuse(x, x + 1, x, n_max=4.0, limits=limits, emphasis=16.0, **outputs)
 
 
 def row_into(x, **outputs):

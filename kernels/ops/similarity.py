@@ -7,7 +7,7 @@ import numpy as np
 from .. import native, reference
 from ..arguments import structure
 from ..reference.similarity import BLOCK_PX, CUT, SHARE_BELOW_CUT, largest_by_noise
-from .checks import Float32, FrameError, address
+from .checks import Float32, FrameError, address, in_c_order
 
 
 def similarity(z: Float32, previous: Float32, *, noise_correlation: tuple[float, float] = (0.0, 0.0)) -> float:
@@ -37,7 +37,7 @@ def similarity(z: Float32, previous: Float32, *, noise_correlation: tuple[float,
     lib = native.library()
     if lib is None:
         return reference.similarity(z, previous, noise_correlation=noise_correlation)
-    z, previous = np.ascontiguousarray(z), np.ascontiguousarray(previous)
+    z, previous = in_c_order(z, np.float32), in_c_order(previous, np.float32)
     block_px = min(BLOCK_PX, *z.shape)
     k = structure("Similarity")(
         z=address(z), previous=address(previous), height=z.shape[0], width=z.shape[1], block=block_px, cut=CUT,

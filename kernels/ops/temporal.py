@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from .. import native, reference
 from ..arguments import structure
 from ..reference.temporal import LARGE_PX, SMALL_PX, noise_left
-from .checks import Float32, FrameError, address
+from .checks import Float32, FrameError, address, check_writable
 
 
 def fuse(
@@ -52,11 +52,12 @@ def fuse(
     for name, array in arrays.items():
         _check(name, array, z)
     for name in ("out_mean", "out_variance"):  # windows read the neighbours' old values
+        check_writable(name, arrays[name])
         for other in arrays:
             if other != name and np.may_share_memory(arrays[name], arrays[other]):
                 raise FrameError(f"{name} shares memory with {other}; expected a buffer of its own: keep two and swap")
     lib = native.library()
-    if lib is not None and all(array.flags.c_contiguous for array in arrays.values()):
+    if lib is not None and all(a.flags.c_contiguous and a.flags.aligned for a in arrays.values()):
         _fuse_natively(lib, arrays, n_max, limits, emphasis, noise_correlation, light)
         return out_mean, out_variance
     new_mean, new_variance = reference.fuse(
@@ -102,9 +103,10 @@ def fused_noise(variance: Float32, *, out: Float32 | None = None) -> Float32:
     out = np.empty_like(variance) if out is None else out
     _check("variance", variance, variance)
     _check("out", out, variance)
+    check_writable("out", out)
     lib = native.library()
     apart = out.flags.c_contiguous and not np.may_share_memory(out, variance)  # windows read the neighbours
-    if lib is not None and variance.flags.c_contiguous and apart:
+    if lib is not None and variance.flags.c_contiguous and variance.flags.aligned and apart:
         lib.call("fused_noise", structure("FusedNoise")(
             variance=address(variance), height=variance.shape[0], width=variance.shape[1], level=address(out),
         ))  # fmt: skip
