@@ -1,5 +1,6 @@
 """Maps the top-level rooms to one import package and compiles the native kernels; all else is in pyproject.toml."""
 
+import hashlib
 import platform
 from pathlib import Path
 
@@ -19,6 +20,9 @@ FLAGS = [
     "-Wno-psabi",
 ]
 LOOPS = ("kernels/csrc/loops.cpp", "kernels/csrc/temporal_loops.cpp")
+SOURCES = sorted(p for p in Path("kernels/csrc").iterdir() if p.suffix in (".cuh", ".hpp", ".cpp"))
+# as kernels/native.py works it out: a library that was built from other sources is not loaded
+DIGEST = hashlib.sha256(b"".join(p.name.encode() + b"\0" + p.read_bytes() for p in SOURCES)).hexdigest()[:16]
 VARIANTS = {
     "avx2": ["-mavx2"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
@@ -31,7 +35,7 @@ class NativeLibrary(build_ext):
     def build_extension(self, ext):
         unix = self.compiler.compiler_type == "unix"
         x86 = unix and platform.machine().lower() in ("x86_64", "amd64")
-        defines = [("PS_X86_VARIANTS", None)] if x86 else []
+        defines = [("PS_SOURCES", f'"{DIGEST}"'), *([("PS_X86_VARIANTS", None)] if x86 else [])]
         flags = FLAGS if unix else ["/O2", "/std:c++17", "/fp:precise"]
 
         def compiled(source, variant, extra):

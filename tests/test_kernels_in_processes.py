@@ -360,3 +360,12 @@ def test_tests_build_what_is_stale_and_leave_nothing_else(checkout, hasty_compil
     source = checkout / "kernels" / "csrc" / "counts.cuh"
     os.utime(source, ns=(written_ns + 1, written_ns + 1))
     assert native_library.is_stale(checkout)
+
+
+def test_a_library_of_other_sources_is_not_used(tmp_path, monkeypatch):
+    """After an update without a build, or an edit: sizes may agree, and yet the code reads something else."""
+    if native.find() is None:
+        pytest.skip(f"native kernels are {native.cause()}")
+    monkeypatch.setattr(native, "sources_digest", lambda: "0123456789abcdef")
+    with pytest.raises(native.KernelError, match=r"0123456789abcdef; build it again"):
+        native.Library(native.find())

@@ -151,6 +151,11 @@ void spread_chunks(int64_t rows, int64_t rows_each, int64_t bytes, const Chunk& 
 
 using namespace photonstep;
 
+#ifndef PS_SOURCES
+#define PS_SOURCES "unknown"
+#endif
+
+PS_EXPORT const char* ps_sources() { return PS_SOURCES; }
 PS_EXPORT const char* ps_variant() { return chosen.name; }
 PS_EXPORT void ps_set_threads(int32_t count) { Crew::instance().set_threads(count); }
 PS_EXPORT int32_t ps_threads() { return Crew::instance().threads(); }
