@@ -74,8 +74,8 @@ class Library:
         built = self._lib.ps_sources().decode()
         if built != sources_digest():
             raise KernelError(
-                f"{self.path.name} was built from sources {built}, here are {sources_digest()}; build it again: install "
-                "the package, or in a checkout python setup.py build_ext --inplace"
+                f"{self.path.name} was built from sources {built}, here are {sources_digest()}; build it again: "
+                "install the package, or in a checkout python setup.py build_ext --inplace"
             )
 
     def _check_layout(self) -> None:
