@@ -18,6 +18,7 @@ FLAGS = [
     "-fvisibility=hidden",
     "-Wno-psabi",
 ]
+LOOPS = ("kernels/csrc/loops.cpp", "kernels/csrc/temporal_loops.cpp")
 VARIANTS = {
     "avx2": ["-mavx2"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
@@ -42,9 +43,10 @@ class NativeLibrary(build_ext):
                 depends=ext.depends,
             )
 
-        objects = compiled("kernels/csrc/native.cpp", "shared", []) + compiled("kernels/csrc/loops.cpp", "baseline", [])
-        for variant, extra in VARIANTS.items() if x86 else ():
-            objects += compiled("kernels/csrc/loops.cpp", variant, extra)
+        objects = compiled("kernels/csrc/native.cpp", "shared", [])
+        for variant, extra in {"baseline": [], **(VARIANTS if x86 else {})}.items():
+            for loops in LOOPS:
+                objects += compiled(loops, variant, extra)
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), target_lang="c++", extra_postargs=["-pthread"] if unix else []
         )
@@ -69,7 +71,7 @@ setup(
     ext_modules=[
         Extension(
             "photonstep.kernels._native",
-            ["kernels/csrc/native.cpp", "kernels/csrc/loops.cpp"],
+            ["kernels/csrc/native.cpp", *LOOPS],
             depends=[str(path) for path in sorted(Path("kernels/csrc").iterdir())],
             language="c++",
             optional=True,

@@ -21,14 +21,18 @@ if (_checkout / "setup.py").is_file() and (_checkout / "kernels").is_dir():
 if TYPE_CHECKING:
     from .runtime.bundle import Bundle
     from .runtime.camera import Camera
+    from .runtime.control import ControlLoop
     from .runtime.errors import (
         BackendError,
         BundleError,
         CameraError,
+        DeadlineMissed,
         ImageError,
         PhotonstepError,
         PlanError,
         ShapeError,
+        StreamError,
+        StreamFull,
     )
     from .runtime.plan import Result
     from .runtime.restore import Restorer, load, shipped_bundles
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Bundle": "bundle",
     "Camera": "camera",
+    "ControlLoop": "control",
     "Restorer": "restore",
     "Result": "plan",
     "load": "restore",
@@ -45,9 +50,12 @@ _HOMES = {
     "BackendError": "errors",
     "BundleError": "errors",
     "CameraError": "errors",
+    "DeadlineMissed": "errors",
     "ImageError": "errors",
     "PlanError": "errors",
     "ShapeError": "errors",
+    "StreamError": "errors",
+    "StreamFull": "errors",
     "TrainingError": "errors",
 }
 
@@ -57,12 +65,16 @@ __all__ = [
     "BundleError",
     "Camera",
     "CameraError",
+    "ControlLoop",
+    "DeadlineMissed",
     "ImageError",
     "PhotonstepError",
     "PlanError",
     "Restorer",
     "Result",
     "ShapeError",
+    "StreamError",
+    "StreamFull",
     "TrainingError",
     "__version__",
     "load",

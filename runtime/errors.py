@@ -31,3 +31,15 @@ class ImageError(PhotonstepError):
 
 class TrainingError(PhotonstepError):
     """Training, compression or export was asked for something that its data, run folder or settings cannot give."""
+
+
+class StreamError(PhotonstepError):
+    """A live stream is closed, has failed, or was asked for something that it cannot do."""
+
+
+class StreamFull(StreamError):  # noqa: N818
+    """Every slot of a stream with the policy "all" holds a frame that still waits."""
+
+
+class DeadlineMissed(PhotonstepError):  # noqa: N818
+    """A result came after its deadline, or is the raw frame because nothing else would have come in time."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,18 @@ from .bundle import Bundle
 from .camera import Camera
 from .denoiser import Denoiser, NetworkInputs, Scene, output_weight
 from .errors import BackendError, BundleError, CameraError, PlanError
+from .fair_lock import FairLock, in_turn
 from .frames import bridge_missing, check_frames, output_array
 from .normalise import RangeTracker
 from .photon_balance import photon_balance
 from .plan import Output, Plan, Result, side_of_tile
+from .temporal import FusionSettings, TemporalFusion
 from .tiling import pad_to_multiple, plan_tiles
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from .stream import LiveStream
+    from .stream_settings import StreamOptions
 
 ZOO: Final = Path(__file__).resolve().parent.parent / "models" / "zoo"
 PROBE_PX: Final = 256
@@ -43,11 +49,16 @@ class Fusion(Protocol):
 
 
 class Restorer:
-    """A bundle on a device. Call it with a frame; make one with `load`. One restorer serves one thread at a time."""
+    """A bundle on a device. Call it with a frame; make one with `load`.
 
-    def __init__(self, bundle: Bundle, choice: Choice) -> None:
+    Threads may share a restorer: it serves one at a time, in the order in which they came (``turn``).
+    """
+
+    def __init__(self, bundle: Bundle, choice: Choice, *, threads: int | None = None) -> None:
         self.bundle = bundle
         self.choice = choice
+        self.threads = threads
+        self.turn = FairLock()
         self._denoiser = Denoiser(bundle.manifest, choice.session)
         self._workspace = Workspace()
         self._closed = False
@@ -71,6 +82,13 @@ class Restorer:
         """Restore and return the image alone; see `restore`."""
         return self.restore(frames, camera=camera, steps=steps).image
 
+    def __enter__(self) -> Restorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @in_turn
     def restore(
         self,
         frames: NDArray[Any],
@@ -101,7 +119,7 @@ class Restorer:
         seed : of the noise that stochastic samplers add
         tile_px : restore in tiles of this side, pixels of the result; None decides by the result's size
         tracker : from `tracker`, shared by the calls that restore one sequence frame by frame; None starts anew
-        fusion : a memory of the measured frames of one sequence; None looks at each frame alone
+        fusion : from `fusion`, shared like ``tracker``: frames in which nothing moved are fused; None fuses none
         out : array to write the image into, C order, of the result's shape and dtype; None makes one
 
         Returns
@@ -159,6 +177,10 @@ class Restorer:
     def tracker(self) -> RangeTracker:
         """A memory of brightness for one sequence: its frames, restored in separate calls, then do not flicker."""
         return RangeTracker(self.bundle.manifest.normalisation)
+
+    def fusion(self, settings: FusionSettings | None = None) -> TemporalFusion:
+        """A memory of the measured frames of one sequence, for `restore`: less noise wherever nothing moved."""
+        return TemporalFusion(settings)
 
     def _restore_plane(
         self, frame: NDArray[Any], camera: Camera, plan: Plan, tracker: RangeTracker, fusion: Fusion | None,
@@ -248,6 +270,30 @@ class Restorer:
             stitched[tile.keep] = walked[tile.inner]
         return stitched[: u.shape[0], : u.shape[1]]
 
+    def stream(self, **settings: Unpack[StreamOptions]) -> LiveStream:
+        """Restore frames as they come, on a thread of its own: see `runtime.stream`, settings in `StreamSettings`."""
+        from .stream import LiveStream
+        from .stream_settings import StreamSettings
+
+        return LiveStream(self, StreamSettings(**settings))
+
+    @in_turn
+    def reopen(self) -> None:
+        """Open the network anew, on the same device in the same precision: after the device failed.
+
+        Raises
+        ------
+        BackendError : the restorer was closed, or the device still fails
+        """
+        if self._closed:
+            raise BackendError("this restorer is closed; load the bundle again")
+        again = load(
+            self.bundle, device=self.device, backend=self.backend_name, precision=self.precision, threads=self.threads
+        )
+        self.choice.session.close()
+        self.choice, self._denoiser = again.choice, again._denoiser
+
+    @in_turn
     def close(self) -> None:
         """Free the network. The restorer then refuses to restore."""
         self._closed = True
@@ -283,7 +329,7 @@ def load(
     choice = open_session(
         networks, _probe(opened), device=device, backend=backend, precision=precision, threads=threads
     )
-    return Restorer(opened, choice)
+    return Restorer(opened, choice, threads=threads)
 
 
 def find_bundle(name: str | Path) -> Path:

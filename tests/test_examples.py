@@ -104,6 +104,35 @@ def test_in_the_loop_restores_or_replaces_every_frame(tmp_path):
     assert preview.min() >= 99  # the camera's offset: light is never negative
 
 
+def test_live_loop_accounts_for_every_frame(tmp_path):
+    frames = 12
+    said = run_python([EXAMPLES / "live_loop.py", "--frames", frames, "--fps", 40, "--deadline-ms", 5000], tmp_path)
+    put, delivered, dropped = re.search(r"put (\d+), delivered (\d+), dropped (none|{.*?})", said).groups()
+    lost = {} if dropped == "none" else ast.literal_eval(dropped)
+    assert int(put) == frames == int(delivered) + sum(lost.values())
+    assert "plans {'K=2'" in said
+    with Image.open(tmp_path / "preview.png") as preview:
+        assert preview.mode == "L"
+        assert np.asarray(preview).std() > 20
+
+
+def test_control_loop_follows_the_bead_and_is_made_safe_once_the_camera_stalls(tmp_path):
+    arguments = ["--frames", 60, "--fps", 100, "--deadline-ms", 5000]
+    said = run_python([EXAMPLES / "control_loop.py", *arguments], tmp_path)
+    assert "shutter closed: stalled: no action for" in said
+    drifted_px, off_px = map(float, re.search(r"drifted ([\d.]+) px and is ([\d.]+) px", said).groups())
+    assert drifted_px > 10
+    assert off_px < 3
+
+
+def test_python_in_the_page_on_live_streams_runs(tmp_path):
+    """The blocks of docs/live.md, word for word and one after the other."""
+    blocks = python_blocks("docs/live.md")
+    assert len(blocks) >= 3
+    said = run_python(["-c", "\n".join(blocks)], tmp_path)
+    assert "K=1" in said
+
+
 def test_own_sampler_prints_all_samplers_above_the_raw_frame(tmp_path):
     said = run_python([EXAMPLES / "own_sampler.py"], tmp_path)
     _, table = said.split("sampler   ")

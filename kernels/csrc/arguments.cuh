@@ -182,4 +182,29 @@ struct Balance {
     double gain, shift;  // out
 };
 
+// One frame into the recursive mean of those before it. per_*: 1 / (limit^2 times what is left of a pixel's variance).
+struct Fuse {
+    const float *z, *mean, *variance;
+    int64_t height, width;
+    float light_gain, light_shift, emphasis, least_gain;
+    float per_point, per_small, per_large, per_motion, per_spread;
+    float *out_mean, *out_variance;
+};
+
+// level = root of the mean of variance over 9 x 9 px
+struct FusedNoise {
+    const float* variance;
+    int64_t height, width;
+    float* level;
+};
+
+// s = (z - previous)^2 / 2: the sum of min(s, cut), and the largest mean of s over a whole block
+struct Similarity {
+    const float *z, *previous;
+    int64_t height, width, block;
+    float cut;
+    float largest_block;  // out
+    double sum_cut;       // out
+};
+
 }  // namespace photonstep

@@ -3,6 +3,7 @@
 #include "loops.hpp"
 
 #include "counts.cuh"
+#include "lanes.hpp"
 #include "network_input.cuh"
 #include "noise_level.cuh"
 #include "philox.cuh"
@@ -20,41 +21,6 @@ namespace photonstep {
 namespace {
 
 constexpr int64_t SPAN = 1024;  // pixels of a row that are worked on at a time, so that scratch stays in the first cache
-
-// Sixteen sums side by side: the same order of additions on every instruction set.
-#if defined(__GNUC__)
-typedef float Lanes __attribute__((vector_size(64)));
-inline Lanes lanes_at(const float* p) {
-    Lanes v;
-    __builtin_memcpy(&v, p, sizeof v);
-    return v;
-}
-#else
-struct Lanes {
-    float v[16];
-    float operator[](int j) const { return v[j]; }
-    Lanes& operator+=(const Lanes& o) {
-        for (int j = 0; j < 16; ++j) v[j] += o.v[j];
-        return *this;
-    }
-};
-inline Lanes operator*(const Lanes& a, const Lanes& b) {
-    Lanes c;
-    for (int j = 0; j < 16; ++j) c.v[j] = a.v[j] * b.v[j];
-    return c;
-}
-inline Lanes lanes_at(const float* p) {
-    Lanes v;
-    for (int j = 0; j < 16; ++j) v.v[j] = p[j];
-    return v;
-}
-#endif
-inline float sum_of(const Lanes& lanes) {
-    float half[8], sum = 0;
-    for (int j = 0; j < 8; ++j) half[j] = lanes[j] + lanes[j + 8];
-    for (int j = 0; j < 8; ++j) sum += half[j];
-    return sum;
-}
 
 template <class T>
 const T* row_of(const void* image, int64_t stride, int64_t y) {
@@ -222,7 +188,9 @@ void sampler_row_span(const SamplerRow& k, int64_t y, int64_t begin, int64_t cou
         return;
     }
     float scratch[SPAN], noise[SPAN];
-    float* __restrict x0 = k.x0 ? k.x0 + at : scratch;
+    // x0 may take the place of an array that is read below
+    const bool apart = k.x0 && k.x0 != k.x && k.x0 != k.x0_before && k.x0 != k.measurement;
+    float* __restrict x0 = apart ? k.x0 + at : scratch;
     x0_span(k, at, count, x0);
     const float *x = k.x + at, *before = k.p != 0 ? k.x0_before + at : nullptr, *seen = k.y != 0 ? k.measurement + at : nullptr;
     float* next = k.next + at;  // may be x itself
@@ -237,6 +205,7 @@ void sampler_row_span(const SamplerRow& k, int64_t y, int64_t begin, int64_t cou
         if (k.sigma_map) for (int64_t i = 0; i < count; ++i) next[i] += k.n * (k.sigma_map[at + i] * noise[i]);
         else for (int64_t i = 0; i < count; ++i) next[i] += k.n * noise[i];
     }
+    if (k.x0 && !apart) for (int64_t i = 0; i < count; ++i) k.x0[at + i] = x0[i];
     if (k.plane) next_inputs(k, next, at, count);
 }
 

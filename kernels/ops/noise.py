@@ -48,7 +48,18 @@ def seeded_key(key: Key, seed: int) -> Key:
     """
     if seed < 0:
         raise FrameError(f"seed is {seed}; expected a whole number, 0 or more")
+    seed = int(seed)
     return (key[0] ^ (seed & LARGEST_WORD), key[1] ^ ((seed >> 32) & LARGEST_WORD))
+
+
+def check_place(shape: tuple[int, ...], key: Key, row: int, origin: tuple[int, int]) -> None:
+    """That key, row and every pixel of the window have a counter of 32-bit words."""
+    last = (origin[0] + shape[0] - 1, origin[1] + shape[1] - 1)
+    if not all(0 <= word <= LARGEST_WORD for word in (*key, row, *origin, *last)):
+        raise FrameError(
+            f"key {key}, row {row}, window {shape} at {origin}; expected whole numbers from 0 to 2^32 - 1, "
+            "for the window's last pixel too"
+        )
 
 
 def normal(
@@ -71,8 +82,7 @@ def normal(
     ------
     FrameError : a number out of range
     """
-    if not all(0 <= word <= LARGEST_WORD for word in (*key, row, *origin)):
-        raise FrameError(f"key {key}, row {row}, origin {origin}; expected whole numbers from 0 to 2^32 - 1")
+    check_place(shape, key, row, origin)
     noise = output("out", out, shape, np.float32)
     lib = native.library()
     if lib is None:
