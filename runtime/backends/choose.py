@@ -19,6 +19,7 @@ from .while_building import SessionWhileBuilding
 
 BACKENDS: Final[Mapping[str, ModuleType]] = {m.name: m for m in (openvino, onnxruntime)}  # on the CPU, best first
 GPU_BACKENDS: Final[Mapping[str, ModuleType]] = {m.name: m for m in (tensorrt_rtx, tensorrt, onnxruntime)}
+ALL_BACKENDS: Final[Mapping[str, ModuleType]] = {**BACKENDS, **GPU_BACKENDS}
 DEVICES: Final = ("auto", "cpu", "cuda")
 PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16", "int8")
 # rms difference from fp32, in units of the frame's noise
@@ -89,7 +90,7 @@ def open_session(
     for what, value, choices in (
         ("device", device, DEVICES),
         ("precision", precision, PRECISIONS),
-        ("backend", backend or "any", ("any", *(BACKENDS | GPU_BACKENDS))),
+        ("backend", backend or "any", ("any", *ALL_BACKENDS)),
     ):
         if value not in choices:
             raise BackendError(f"{what} is {value!r}; choose one of {', '.join(choices)}")
@@ -119,7 +120,7 @@ def _open(
     networks: Mapping[str, bytes], probe: Probe, target: str, backend: str | None, precision: str, threads: int | None
 ) -> Choice:
     table = GPU_BACKENDS if target == "cuda" else BACKENDS
-    modules = {n: (BACKENDS | GPU_BACKENDS)[n] for n in ([backend] if backend else table)}
+    modules = {n: ALL_BACKENDS[n] for n in ([backend] if backend else table)}
     causes = {n: m.unavailable(target) for n, m in modules.items()}
     usable = [m for n, m in modules.items() if causes[n] is None]
     if not usable:
@@ -158,8 +159,8 @@ def _open_engine(
 
     reason = f"{module.name} {precision}: {why}"
     if not module.is_built(network, precision):
-        session = SessionWhileBuilding(fallback, opened)
-        return Choice(session=session, trials=(), reason=f"{reason}; openvino fp32 answers while the engine is built")
+        reason = f"{reason}; openvino fp32 answers while the engine is built"
+        return Choice(session=SessionWhileBuilding(fallback, opened), trials=(), reason=reason)
     fallback.close()
     return Choice(session=opened(), trials=(), reason=reason)
 

@@ -1,4 +1,4 @@
-"""TensorRT-RTX: for the RTX cards that stand beside microscopes; engines are built in a second (extra ``tensorrt-rtx``)."""
+"""TensorRT-RTX, for RTX cards beside microscopes: engines are built in a second (extra ``tensorrt-rtx``)."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ log: Final = logging.getLogger(__name__)
 class SessionWhileBuilding:
     """Answers with a fallback until the session that was asked for is there; ``backend`` says which one answers.
 
-    The change happens between two evaluations, in the thread that evaluates. Where the building fails, the fallback stays
-    and ``cause`` says why.
+    The change happens between two evaluations, in the thread that evaluates. Where the building fails, the fallback
+    stays and ``cause`` says why.
 
     Parameters
     ----------
