@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 THREADS: Final = 256  # as in csrc/reduce.cuh
 PIXELS_EACH: Final = 4  # as in csrc/pixels.cu
 ORDER_BYTES: Final = 4 * (3 * 8 * 2048 + 2 * 8)  # as in csrc/frame_numbers.cu
+TILE_PX: Final = (8, 32)  # (y, x), as in csrc/temporal.cu
 ORDER_BLOCKS: Final = 64  # enough for block means, whose number is a sixteenth of the pixels or less
 
 
@@ -44,6 +45,8 @@ def scratch_bytes(op: str, arguments: Any) -> int:
         return 8 * 4 * _blocks(arguments.width) * _bands(arguments)
     if op == "balance":
         return 8 * 5 * _blocks(arguments.count)
+    if op == "similarity":
+        return 8 * 2 * _blocks(_blocks(arguments.width, arguments.block)) * _blocks(arguments.height, arguments.block)
     return ORDER_BYTES if op == "order_statistics" else 0
 
 
@@ -95,6 +98,15 @@ def _balance(k: Any) -> tuple[Launch, ...]:
     return Launch("ps_balance", (_blocks(k.count), 1)), Launch("ps_balance_finish", (1, 1))
 
 
+def _tiles(kernel: str) -> Callable[[Any], tuple[Launch, ...]]:
+    return lambda k: (Launch(kernel, (_blocks(k.width, TILE_PX[1]), _blocks(k.height, TILE_PX[0]))),)
+
+
+def _similarity(k: Any) -> tuple[Launch, ...]:
+    grid = _blocks(_blocks(k.width, k.block)), _blocks(k.height, k.block)
+    return Launch("ps_similarity", grid), Launch("ps_similarity_finish", (1, 1))
+
+
 OPERATIONS: Final[Mapping[str, Callable[[Any], tuple[Launch, ...]]]] = {
     "stabilise": _rows("ps_stabilise"),
     "network_input": _rows("ps_network_input"),
@@ -113,11 +125,14 @@ OPERATIONS: Final[Mapping[str, Callable[[Any], tuple[Launch, ...]]]] = {
     "full_pixels": _full_pixels,
     "range": lambda k: (Launch("ps_range", (1, 1)),),
     "balance": _balance,
+    "fuse": _tiles("ps_fuse"),
+    "fused_noise": _tiles("ps_fused_noise"),
+    "similarity": _similarity,
 }
 KERNELS: Final = (
     "ps_stabilise", "ps_network_input", "ps_sampler_row", "ps_normal", "ps_electrons", "ps_counts",
     "ps_counts_finish", "ps_block_means", "ps_residual", "ps_residual_finish", "ps_laplacian", "ps_preview",
     "ps_content", "ps_window", "ps_fill", "ps_full_pixels", "ps_order_clear", "ps_order_count_0", "ps_order_count_1",
     "ps_order_count_2", "ps_order_pick_0", "ps_order_pick_1", "ps_order_pick_2", "ps_range", "ps_balance",
-    "ps_balance_finish",
+    "ps_balance_finish", "ps_fuse", "ps_fused_noise", "ps_similarity", "ps_similarity_finish",
 )  # fmt: skip

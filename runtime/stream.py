@@ -303,6 +303,10 @@ class LiveStream:
             delivered_ns=restored_ns, network_ms=facts.network_ms,
         )  # fmt: skip
         self._exchange.hand_over(slot, buffer, facts, times, late=late)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Once: take what lives out of the garbage collector's sight."""
         if not self._frozen:
             self._frozen = True
             gc.collect()
@@ -367,6 +371,7 @@ class LiveStream:
                 self._own_fallback.close()
             raise
         self._exchange.allocate(frame, self._restoring.scale, preview=settings.preview is not None)
+        self._freeze()
 
     def _note_drop(self, drop: Drop) -> None:
         if self._drops is not None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from numpy.typing import NDArray
 
 from . import pixel_integration
@@ -17,6 +16,7 @@ from .errors import BackendError, PhotonstepError
 from .live_result import Facts
 from .normalise import RangeTracker
 from .stream_settings import StreamSettings
+from .temporal import FusionSettings, TemporalFusion
 
 if TYPE_CHECKING:
     from .backends.protocol import Session
@@ -26,18 +26,6 @@ log = logging.getLogger("photonstep.stream")
 FIRST_RETRY_S: Final = 0.5
 LONGEST_RETRY_S: Final = 30.0
 KEEP_WARM_PX: Final = 96
-
-
-class StreamFusion(Protocol):
-    """A memory of the measured frames of one stream, see `Restorer.fusion`."""
-
-    def update(self, z: NDArray[np.float32], camera: Camera) -> tuple[NDArray[np.float32], float | NDArray[np.float32]]:
-        """The fused frame and its noise (number or map) in units of one frame's."""
-        ...
-
-    def reset(self) -> None:
-        """Forget all frames."""
-        ...
 
 
 @dataclass(eq=False, kw_only=True)
@@ -71,7 +59,7 @@ class StreamRestorer:
         self._sources = [Source(name="", restorer=restorer, tracker=restorer.tracker())]
         self._estimated: Camera | None = None
         self._camera: Camera | None = None
-        self._fusion: StreamFusion | None = None
+        self._fusion: TemporalFusion | None = None
         self._warm_frame: NDArray[Any] | None = None
         self.ladder = Ladder()
 
@@ -244,11 +232,13 @@ class StreamRestorer:
             self._camera = camera
         return camera
 
-    def _fusion_of(self, settings: StreamSettings) -> StreamFusion | None:
+    def _fusion_of(self, settings: StreamSettings) -> TemporalFusion | None:
         if not settings.temporal:
             self._fusion = None
-        elif self._fusion is None:
-            self._fusion = self._main.restorer.fusion()
+            return None
+        wanted = settings.temporal if isinstance(settings.temporal, FusionSettings) else FusionSettings()
+        if self._fusion is None or self._fusion.settings != wanted:
+            self._fusion = TemporalFusion(wanted)
         return self._fusion
 
     def _forget_fused(self) -> None:

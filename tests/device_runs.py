@@ -15,6 +15,7 @@ STRUCTURES = {
     "electrons": "Electrons", "counts": "Counts", "block_means": "BlockMeans", "residual": "Residual",
     "order_statistics": "OrderStatistics", "laplacian": "Laplacian", "preview": "Preview", "content": "Content",
     "window": "Window", "fill": "Fill", "full_pixels": "FullPixels", "range": "Range", "balance": "Balance",
+    "fuse": "Fuse", "fused_noise": "FusedNoise", "similarity": "Similarity",
 }  # fmt: skip
 
 

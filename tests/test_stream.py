@@ -11,6 +11,7 @@ from fault_injection import Gate, accounts_balance, simulated_frame, tampered, w
 import photonstep as ps
 from photonstep import CameraError, PlanError, ShapeError, StreamError, StreamFull
 from photonstep.runtime.stream_settings import SETTING_NAMES, Drop, HotOptions, StreamOptions
+from photonstep.runtime.temporal import FusionSettings
 
 CAMERA = ps.Camera(offset_adu=100.0, readout_noise_e=0.5)
 
@@ -427,7 +428,10 @@ def test_freezing_garbage_is_a_choice(engine):
         live.put(simulated_frame())
         take(live)
     assert gc.get_freeze_count() == 0
-    with open_stream(engine, freeze_gc=True) as live:
+    with open_stream(engine, freeze_gc=True):
+        assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+    with open_stream(engine, freeze_gc=True, warm_up=None) as live:
         live.put(simulated_frame())
         take(live)
         live.close()
@@ -441,7 +445,8 @@ def test_freezing_garbage_is_a_choice(engine):
 class RecordingFusion:
     """Fuses nothing, and notes what it is asked to do: a number of frames after each reset."""
 
-    def __init__(self):
+    def __init__(self, settings):
+        self.settings = settings
         self.frames = [0]
 
     def update(self, z, camera):
@@ -454,15 +459,32 @@ class RecordingFusion:
 
 
 @pytest.fixture
-def fusions(engine, monkeypatch):
+def fusions(monkeypatch):
     made = []
 
-    def fusion():
-        made.append(RecordingFusion())
+    def fusion(settings):
+        made.append(RecordingFusion(settings))
         return made[-1]
 
-    monkeypatch.setattr(engine, "fusion", fusion, raising=False)
+    monkeypatch.setattr("photonstep.runtime.stream_restore.TemporalFusion", fusion)
     return made
+
+
+@within(20)
+def test_a_still_scene_gets_less_noise_from_frame_to_frame(engine):
+    """Fused as `restore` fuses with a fusion of its own; the noise level falls to that of four frames."""
+    from photonstep.runtime.temporal import TemporalFusion
+
+    tracker, fusion = engine.tracker(), TemporalFusion()
+    sigmas = []
+    with open_stream(engine, temporal=True, policy="all") as live:
+        for number in range(8):
+            live.put(simulated_frame(number))
+            with take(live) as result:
+                wanted = engine.restore(simulated_frame(number), camera=CAMERA, tracker=tracker, fusion=fusion)
+                assert np.array_equal(result.image, wanted.image)
+                sigmas.append(result.sigma)
+    assert 0.45 < sigmas[-1] / sigmas[0] < 0.65
 
 
 @within(20)
@@ -496,11 +518,14 @@ def test_an_event_is_not_lost_with_the_frame_that_followed_it(engine, fusions):
 @within(20)
 def test_fusion_ends_and_starts_with_its_setting_and_its_camera(engine, fusions):
     with open_stream(engine, temporal=True, policy="all") as live:
-        for number, change in enumerate(({}, {"temporal": False}, {"temporal": True}, {"camera": ps.Camera()})):
+        other = FusionSettings(n_max=8)
+        changes = ({}, {"temporal": False}, {"temporal": True}, {"camera": ps.Camera()}, {"temporal": other})
+        for number, change in enumerate(changes):
             live.update(**change)
             live.put(simulated_frame(number))
             take(live)
-    assert [f.frames for f in fusions] == [[1], [1, 1]]
+    assert [f.frames for f in fusions] == [[1], [1, 1], [1]]
+    assert fusions[-1].settings is other
 
 
 def test_unknown_events_are_refused(engine):

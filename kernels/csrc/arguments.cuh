@@ -205,6 +205,7 @@ struct Similarity {
     float cut;
     float largest_block;  // out
     double sum_cut;       // out
+    double* parts;        // scratch of a GPU
 };
 
 }  // namespace photonstep
