@@ -29,6 +29,11 @@ class OnDevice:
         """Device memory that restoring holds."""
         return 0 if self._path is None else self._path.memory_bytes
 
+    @property
+    def path(self) -> CudaPath | None:
+        """The path in use, or None before the first frame, on a CPU, or for bundles that it cannot serve."""
+        return self._path
+
     def restore(
         self, frame: NDArray[Any], camera: Camera, plan: Plan, tracker: RangeTracker, fusion: object | None,
         out: NDArray[Any],

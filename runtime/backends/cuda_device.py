@@ -82,6 +82,10 @@ class Device(Protocol):
 
     def download(self, to: PinnedMemory, source: Memory) -> None: ...
 
+    def copy(self, to: Memory, source: Memory) -> None:
+        """From device memory to device memory of the same size."""
+        ...
+
     def launch(self, kernel: str, grid: tuple[int, int], arguments: int) -> None:
         """Run a kernel of `kernels.grids` with the argument structure at a device address."""
         ...
@@ -229,6 +233,10 @@ class CudaDevice:
 
     def download(self, to: Any, source: Any) -> None:
         with _told("copying from the device"):
+            to.buffer.copy_from(source.buffer, stream=self._target)
+
+    def copy(self, to: Any, source: Any) -> None:
+        with _told("copying on the device"):
             to.buffer.copy_from(source.buffer, stream=self._target)
 
     def launch(self, kernel: str, grid: tuple[int, int], arguments: int) -> None:
