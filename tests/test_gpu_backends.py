@@ -146,6 +146,18 @@ def test_a_build_that_fails_leaves_the_fallback_and_says_why(live, confocal, err
     restorer.close()
 
 
+def test_a_gpu_that_was_asked_for_and_failed_is_an_error(live, confocal):
+    gate = Gate(BackendError("no kernel for this GPU"))
+    session = SessionWhileBuilding(on_cpu(live), gate, must=True)
+    restorer = Restorer(live, Choice(session=session, trials=(), reason="test"))
+    assert restorer.restore(confocal.raw[:32, :32], camera=CAMERA).backend == "openvino"
+    gate.open()
+    assert session.wait(30)
+    with pytest.raises(BackendError, match="cannot be built: no kernel for this GPU"):
+        restorer.restore(confocal.raw[:32, :32], camera=CAMERA)
+    restorer.close()
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_closing_while_an_engine_builds_leaves_no_engine(live, when):
     engine = SessionOnStandIn(live)
@@ -211,7 +223,7 @@ def test_an_engine_in_the_cache_is_opened_at_once(live, monkeypatch, device):
     assert network == live.network("fp16")
     assert options["precision"] == "fp16"
     assert restorer.backend_name == "stand-in"
-    assert "tensorrt_rtx fp16" in restorer.choice.reason
+    assert "the bundle's network for GPUs; tensorrt_rtx comes first" in restorer.choice.reason
     restorer.close()
 
 
@@ -247,9 +259,30 @@ def test_an_engine_that_computes_something_else_is_refused(live, monkeypatch):
     monkeypatch.setattr(wrong, "run", lambda inputs: run(inputs) + 1)
     monkeypatch.setattr(tensorrt_rtx, "is_built", lambda network, precision: True)
     monkeypatch.setattr(tensorrt_rtx, "open", lambda network, **options: wrong)
-    with pytest.raises(BackendError, match=r"tensorrt_rtx fp16 lies \d+\.\d+ of the noise from fp32"):
+    with pytest.raises(BackendError, match=r"tensorrt_rtx: fp16 lies \d+\.\d+ of the noise from fp32"):
         ps.load(live, device="cuda", threads=1)
     assert wrong.closed
+
+
+def test_the_next_backend_serves_where_the_first_does_not_know_the_gpu(live, monkeypatch):
+    pretend_gpu(monkeypatch, tensorrt_rtx)
+    monkeypatch.setattr(onnxruntime, "unavailable", lambda device: None)
+    monkeypatch.setattr(tensorrt_rtx, "is_built", lambda network, precision: False)
+
+    def failing(network, **options):
+        raise BackendError("this TensorRT-RTX knows sm_89")
+
+    monkeypatch.setattr(tensorrt_rtx, "open", failing)
+    monkeypatch.setattr(onnxruntime, "open", lambda network, **options: SessionOnStandIn(live))
+    restorer = ps.load(live, device="cuda", threads=1)
+    assert restorer.choice.session.wait(30)
+    assert restorer.backend_name == "stand-in"
+    restorer.close()
+    monkeypatch.setattr(onnxruntime, "open", failing)
+    restorer = ps.load(live, device="cuda", threads=1)
+    assert restorer.choice.session.wait(30)
+    assert "tensorrt_rtx: this TensorRT-RTX knows sm_89; onnxruntime: " in restorer.choice.session.cause
+    restorer.close()
 
 
 def test_auto_goes_to_the_cpu_where_the_gpu_fails_and_says_so(live, monkeypatch, caplog):

@@ -98,7 +98,9 @@ def open_session(
         raise BackendError(f"threads is {threads!r}; expected a whole number of 1 or more, or None")
     if device == "auto" and backend not in BACKENDS.keys() - GPU_BACKENDS.keys() and precision != "bf16":
         return _open_auto(networks, probe, backend, precision, threads)
-    return _open(networks, probe, "cpu" if device == "auto" else device, backend, precision, threads)
+    if device == "cuda":
+        return _open_on_gpu(networks, probe, backend, precision, threads, must=True)
+    return _open_on_cpu(networks, probe, backend, precision, threads)
 
 
 def _open_auto(
@@ -108,61 +110,79 @@ def _open_auto(
     cause = "there is no NVIDIA GPU or driver" if engine_build.find_gpu() is None else cuda_device.unavailable()
     if cause is None:
         try:
-            return _open(networks, probe, "cuda", backend, precision, threads)
+            return _open_on_gpu(networks, probe, backend, precision, threads, must=False)
         except BackendError as error:
             cause = str(error)
             log.warning("the GPU is not used: %s", cause)
-    choice = _open(networks, probe, "cpu", backend, precision, threads)
+    choice = _open_on_cpu(networks, probe, backend, precision, threads)
     return replace(choice, reason=f"{choice.reason}; on the CPU, since {cause}")
 
 
-def _open(
-    networks: Mapping[str, bytes], probe: Probe, target: str, backend: str | None, precision: str, threads: int | None
-) -> Choice:
-    table = GPU_BACKENDS if target == "cuda" else BACKENDS
-    modules = {n: ALL_BACKENDS[n] for n in ([backend] if backend else table)}
-    causes = {n: m.unavailable(target) for n, m in modules.items()}
-    usable = [m for n, m in modules.items() if causes[n] is None]
-    if not usable:
-        raise BackendError(f"device {target!r} cannot be used: " + "; ".join(f"{n}: {c}" for n, c in causes.items()))
-    module = usable[0]  # in the order of the table; `doctor` times them all
-    if hasattr(module, "is_built"):
-        return _open_engine(networks, probe, module, precision, threads)
-    if precision != "auto":
-        network = _network(networks, module, precision)
-        session = module.open(network, device=target, precision=precision, threads=threads)
-        return Choice(session=session, trials=(), reason=f"{module.name} {precision}: asked for")
-    return _by_trial(networks, probe, module, target, threads)
+def _usable(table: Mapping[str, ModuleType], backend: str | None, device: str) -> list[ModuleType]:
+    """The backends that can serve a device, best first."""
+    modules = [ALL_BACKENDS[n] for n in ([backend] if backend else table)]
+    causes = {m.name: m.unavailable(device) for m in modules}
+    if all(causes.values()):
+        raise BackendError(f"device {device!r} cannot be used: " + "; ".join(f"{n}: {c}" for n, c in causes.items()))
+    return [m for m in modules if causes[m.name] is None]
 
 
-def _open_engine(
-    networks: Mapping[str, bytes], probe: Probe, module: ModuleType, precision: str, threads: int | None
+def _open_on_cpu(
+    networks: Mapping[str, bytes], probe: Probe, backend: str | None, precision: str, threads: int | None
 ) -> Choice:
-    """An engine that is found in the cache, or one that is built while the CPU answers."""
-    why = "asked for"
+    module = _usable(BACKENDS, backend, "cpu")[0]  # in the order of the table; `doctor` times them all
     if precision == "auto":
-        precision, why = ("fp16", "the bundle's network for GPUs") if "fp16" in networks else ("fp32", "the only one")
+        return _by_trial(networks, probe, module, "cpu", threads)
     network = _network(networks, module, precision)
+    session = module.open(network, device="cpu", precision=precision, threads=threads)
+    return Choice(session=session, trials=(), reason=f"{module.name} {precision}: asked for")
+
+
+def _open_on_gpu(
+    networks: Mapping[str, bytes], probe: Probe, backend: str | None, precision: str, threads: int | None, *, must: bool
+) -> Choice:
+    """The first GPU backend that opens and agrees with the CPU; while an engine is built, the CPU answers.
+
+    ``must``: once the building has failed, an evaluation is an error; otherwise the CPU goes on.
+    """
+    modules = _usable(GPU_BACKENDS, backend, "cuda")
+    wanted = "fp16" if precision == "auto" and "fp16" in networks else "fp32" if precision == "auto" else precision
+    network = _network(networks, modules[0], wanted)
     fallback = openvino.open(networks["fp32"], device="cpu", precision="fp32", threads=threads)
-    wanted = fallback.run(probe.inputs).copy()
+    exact = fallback.run(probe.inputs).copy()
 
     def opened() -> Session:
-        session: Session = module.open(network, device="cuda", precision=precision, threads=threads)
-        error = float(np.sqrt(np.mean((session.run(probe.inputs) - wanted) ** 2))) * probe.error_scale
-        if not error <= budget(precision):
-            session.close()
-            raise BackendError(
-                f"{module.name} {precision} lies {error:.3f} of the noise from fp32, {budget(precision)} is allowed; "
-                "choose another precision"
-            )
-        return session
+        causes = []
+        for module in modules:
+            try:
+                return _agreeing(module, _network(networks, module, wanted), wanted, probe, exact)
+            except BackendError as error:
+                causes.append(f"{module.name}: {error}")
+        raise BackendError("device 'cuda' cannot be used: " + "; ".join(causes))
 
-    reason = f"{module.name} {precision}: {why}"
-    if not module.is_built(network, precision):
-        reason = f"{reason}; openvino fp32 answers while the engine is built"
-        return Choice(session=SessionWhileBuilding(fallback, opened), trials=(), reason=reason)
+    why = "asked for" if precision != "auto" else f"the bundle's network for GPUs; {modules[0].name} comes first"
+    if hasattr(modules[0], "is_built") and not modules[0].is_built(network, wanted):
+        reason = f"{modules[0].name} {wanted}: {why}; openvino fp32 answers while the engine is built"
+        return Choice(session=SessionWhileBuilding(fallback, opened, must=must), trials=(), reason=reason)
     fallback.close()
-    return Choice(session=opened(), trials=(), reason=reason)
+    session = opened()
+    return Choice(session=session, trials=(), reason=f"{session.backend} {session.precision}: {why}")
+
+
+def _agreeing(module: ModuleType, network: bytes, precision: str, probe: Probe, exact: NDArray[np.float32]) -> Session:
+    """A session on the GPU that computes what the CPU does, within the budget."""
+    session: Session = module.open(network, device="cuda", precision=precision, threads=None)
+    try:
+        error = float(np.sqrt(np.mean((session.run(probe.inputs) - exact) ** 2))) * probe.error_scale
+        if not error <= budget(precision):
+            raise BackendError(
+                f"{precision} lies {error:.3f} of the noise from fp32, {budget(precision)} is allowed; choose another "
+                "precision"
+            )
+    except BaseException:
+        session.close()
+        raise
+    return session
 
 
 def _network(networks: Mapping[str, bytes], module: ModuleType, precision: str) -> bytes:

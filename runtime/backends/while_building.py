@@ -19,16 +19,22 @@ log: Final = logging.getLogger(__name__)
 class SessionWhileBuilding:
     """Answers with a fallback until the session that was asked for is there; ``backend`` says which one answers.
 
-    The change happens between two evaluations, in the thread that evaluates. Where the building fails, the fallback
-    stays and ``cause`` says why.
+    The change happens between two evaluations, in the thread that evaluates. Where the building fails, ``cause``
+    says why, and the fallback stays unless ``must`` forbids it.
 
     Parameters
     ----------
     fallback : answers meanwhile, and is closed when it is no longer needed
     build : makes the session that was asked for, in a thread of its own
+    must : once the building has failed, every evaluation is an error with its cause
+
+    Raises
+    ------
+    BackendError : from `run`, where the building failed and ``must`` was given
     """
 
-    def __init__(self, fallback: Session, build: Callable[[], Session]) -> None:
+    def __init__(self, fallback: Session, build: Callable[[], Session], *, must: bool = False) -> None:
+        self._must = must
         self._current = fallback
         self._built: Session | None = None
         self._lock = threading.Lock()
@@ -66,7 +72,10 @@ class SessionWhileBuilding:
         return not self._thread.is_alive()
 
     def run(self, inputs: dict[str, Array]) -> NDArray[np.float32]:
-        return self._answering().run(inputs)
+        session = self._answering()
+        if self._must and self.cause is not None:
+            raise BackendError(f"the engine that was asked for cannot be built: {self.cause}")
+        return session.run(inputs)
 
     def close(self) -> None:
         """Free both. A build that runs cannot be stopped; what it makes is closed as soon as it is there."""
@@ -96,7 +105,7 @@ class SessionWhileBuilding:
         else:
             self._hand_over(session)
             return
-        log.warning("%s stays, since the engine cannot be built: %s", self._current.backend, self.cause)
+        log.warning("the engine cannot be built, so that %s stays: %s", self._current.backend, self.cause)
 
     def _hand_over(self, session: Session) -> None:
         with self._lock:
