@@ -69,6 +69,11 @@ class CudaPath:
         """Device memory held: buffers, and the network's own as far as it tells."""
         return sum(buffers.device_bytes for buffers in self._buffers.values()) + self._network.memory_bytes
 
+    @property
+    def latest(self) -> DeviceFrame | None:
+        """The recording that ran last, for measurements."""
+        return next(reversed(self._recordings.values()), None)
+
     def restore(
         self, frame: NDArray[Any], camera: Camera, plan: Plan, tracker: RangeTracker, out: NDArray[Any],
         preview: tuple[float, float] | None = None,

@@ -69,7 +69,9 @@ class Result:
     ``image`` has the input's shape (twice the side for super-resolution), and its dtype and units (ADU) or float32
     photoelectrons, both per measured pixel. ``sigma`` is the measured noise level in model units (of the last plane).
     ``network_ms`` is the part of ``latency_ms`` spent inside the network. ``flags`` name reasons to distrust the
-    result. ``report`` holds the residual statistics when asked for.
+    result. ``report`` holds the residual statistics when asked for. ``backend`` is the library that ran the network:
+    while an engine is built, another one than was asked for. On a GPU ``network_ms`` is 0: nothing waits for the
+    network alone.
     """
 
     image: NDArray[Any]
@@ -81,6 +83,7 @@ class Result:
     camera: Camera
     plan: dict[str, Any]
     report: dict[str, float] = field(default_factory=dict)
+    backend: str = ""
 
 
 def side_of_tile(plan: Plan, model: ModelSpec, side_px: int) -> int:

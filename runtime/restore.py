@@ -26,6 +26,7 @@ from .errors import BackendError, BundleError, CameraError, PlanError
 from .fair_lock import FairLock, in_turn
 from .frames import bridge_missing, check_frames, output_array
 from .normalise import RangeTracker
+from .on_device import OnDevice
 from .photon_balance import photon_balance
 from .plan import Output, Plan, Result, side_of_tile
 from .temporal import FusionSettings, TemporalFusion
@@ -61,6 +62,7 @@ class Restorer:
         self.turn = FairLock()
         self._denoiser = Denoiser(bundle.manifest, choice.session)
         self._workspace = Workspace()
+        self._on_device = OnDevice(bundle.manifest, choice.session)
         self._closed = False
 
     @property
@@ -171,6 +173,7 @@ class Restorer:
             flags=quality_flags.merge([f.flags for f in findings]),
             camera=camera,
             plan=plan.as_dict(),
+            backend=self.backend_name,
             report=quality_flags.mean_report([f.report for f in findings]),
         )
 
@@ -186,7 +189,10 @@ class Restorer:
         self, frame: NDArray[Any], camera: Camera, plan: Plan, tracker: RangeTracker, fusion: Fusion | None,
         out: NDArray[Any],
     ) -> quality_flags.Finding:  # fmt: skip
-        """One plane through the whole path, written into ``out``."""
+        """One plane through the whole path, written into ``out``; on a GPU in one piece where it can be."""
+        finding = self._on_device.restore(frame, camera, plan, tracker, fusion, out)
+        if finding is not None:
+            return finding
         self._denoiser.network_ms = 0.0
         scale = self.bundle.manifest.scale
         whole, missing = bridge_missing(frame)
@@ -297,6 +303,7 @@ class Restorer:
     def close(self) -> None:
         """Free the network. The restorer then refuses to restore."""
         self._closed = True
+        self._on_device.close()
         self.choice.session.close()
 
 
@@ -313,8 +320,8 @@ def load(
     Parameters
     ----------
     bundle : "base", "live" (shipped), the path of a ``.photonstep`` file, or a loaded `Bundle`
-    device : "auto" or "cpu"; "cuda" raises until a backend serves it
-    backend : "openvino", "onnxruntime", or None to choose
+    device : "auto" (a GPU where one can be used, otherwise the CPU), "cpu", or "cuda": a GPU or an error
+    backend : "openvino", "onnxruntime", "tensorrt", "tensorrt_rtx", or None to choose
     precision : "fp32", "bf16", "int8" (where the bundle holds one), or "auto": the fastest in a timed run that stays
         within the parity budget
     threads : CPU threads, or None for the library's choice

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from photonstep.runtime.backends.cuda_device import DeviceMemoryError
 from photonstep.runtime.errors import BackendError
 
 SHIM = Path(__file__).resolve().parent / "fiber_shim"
+RUNNING = threading.Lock()  # the emulation has one set of fibers
 GUARD = 256
 SENTINEL = 0xA5
 FLAGS = ("-O2", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
@@ -151,6 +153,10 @@ class FiberDevice:
         assert (to.pinned, source.pinned) == (True, False)
         self._copy("download", to, source)
 
+    def copy(self, to, source):
+        assert (to.pinned, source.pinned) == (False, False)
+        self._copy("copy", to, source)
+
     def _copy(self, kind, to, source):
         assert to.size == source.size and to.open and source.open
 
@@ -164,7 +170,8 @@ class FiberDevice:
         function = ctypes.cast(getattr(shim(), kernel), ctypes.c_void_p)
 
         def run():
-            wrong = shim().run(function, ctypes.c_void_p(arguments), *grid, THREADS, int(self.reverse))
+            with RUNNING:
+                wrong = shim().run(function, ctypes.c_void_p(arguments), *grid, THREADS, int(self.reverse))
             assert wrong is None, f"{kernel}: {wrong.decode()}"
 
         self.put((kernel, grid), run)

@@ -11,6 +11,8 @@ from fiber_device import shim
 from photonstep.kernels import cuda, grids
 from photonstep.kernels.arguments import structure
 from photonstep.kernels.native import KernelError
+from photonstep.runtime.backends import cuda_device
+from photonstep.runtime.errors import BackendError
 
 
 def nvrtc_or_skip():
@@ -92,6 +94,56 @@ def test_an_unknown_architecture_is_refused_in_our_words():
 def test_a_missing_compiler_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     assert "photonstep[cuda]" in cuda.unavailable()
+
+
+# --- the device layer ---
+
+
+def test_the_device_layer_asks_of_cuda_core_what_it_has():
+    """Its driver part cannot run here; that its names exist can be seen."""
+    core = pytest.importorskip("cuda.core", reason="cuda-core is not installed; it comes with photonstep[cuda]")
+    used = {
+        core.Device: "get_all_devices set_current create_stream allocate name arch",
+        core.Stream: "handle sync close record create_graph_builder",
+        core.Buffer: "handle copy_from close",
+        core.ObjectCode: "from_cubin get_kernel",
+        core.LegacyPinnedMemoryResource: "allocate",
+        core.graph.GraphBuilder: "begin_building end_building complete close",
+        core.graph.Graph: "launch close",
+    }
+    for kind, names in used.items():
+        assert [name for name in names.split() if not hasattr(kind, name)] == [], kind
+    assert core.LaunchConfig(grid=(3, 2), block=grids.THREADS).grid == (3, 2, 1)
+    assert core.StreamOptions(nonblocking=True).nonblocking
+    assert core.EventOptions(timing_enabled=True).timing_enabled
+    assert core.graph.GraphCompleteOptions(upload_stream=None).upload_stream is None
+
+
+def test_no_gpu_is_an_error_with_its_cause():
+    cause = cuda_device.unavailable()
+    if cause is None:
+        pytest.skip("this machine has a usable GPU")
+    with pytest.raises(BackendError, match=r"driver|cuda-core|GPU"):
+        cuda_device.open_device()
+
+
+def test_a_missing_cuda_core_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    assert "photonstep[cuda]" in cuda_device.unavailable()
+
+
+@pytest.mark.parametrize(
+    ("driver", "kind"),
+    [
+        ("CUDA_ERROR_OUT_OF_MEMORY: The API call failed", cuda_device.DeviceMemoryError),
+        ("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access", BackendError),
+    ],
+)
+def test_the_drivers_errors_are_told_in_our_words(driver, kind):
+    with pytest.raises(BackendError) as told, cuda_device._told("allocating 12 bytes"):
+        raise RuntimeError(driver)
+    assert type(told.value) is kind
+    assert "allocating 12 bytes" in str(told.value)
 
 
 # --- the emulation itself ---

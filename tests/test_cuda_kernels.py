@@ -8,13 +8,14 @@ and on a GPU where there is one. To look for races and stray accesses on a GPU:
 """
 
 import ctypes
+import threading
 
 import numpy as np
 import pytest
 from device_runs import PIXEL_TYPES, get, on_cpu, on_device, put
 from fiber_device import FiberDevice
 
-from photonstep.kernels import native, reference
+from photonstep.kernels import grids, native, reference
 from photonstep.kernels.arguments import structure
 from photonstep.runtime.backends import cuda_device
 
@@ -60,6 +61,56 @@ def strided(frame, extra=3):
 
 def sizes(shape):
     return {"height": shape[0], "width": shape[1]}
+
+
+# --- a graph ---
+
+
+def test_a_captured_graph_runs_again_with_other_numbers(device):
+    k = structure("Fill")
+    memory, pinned = device.allocate(4 * 1000), device.allocate_pinned(4 * 1000)
+    arguments, host = device.allocate(ctypes.sizeof(k)), device.allocate_pinned(ctypes.sizeof(k))
+    told = k.from_buffer(host.array)
+    told.to, told.count = memory.address, 1000
+    (launch,) = grids.launches("fill", told)
+
+    def work():
+        device.upload(arguments, host)
+        device.launch(launch.kernel, launch.grid, arguments.address)
+        device.download(pinned, memory)
+
+    graph = device.capture(work)
+    for value in (1.5, -3.0):
+        told.value = value
+        graph.launch()
+        device.synchronise()
+        np.testing.assert_array_equal(pinned.array.view(np.float32), np.full(1000, np.float32(value)))
+    del told
+    graph.close()
+    for held in (memory, pinned, arguments, host):
+        held.close()
+
+
+def test_a_capture_that_fails_leaves_the_stream_usable(device):
+    def failing():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        device.capture(failing)
+    on = on_device(device, "fill", outputs={"to": ((7,), np.float32)}, count=7, value=2.0)[1]["to"]
+    np.testing.assert_array_equal(on, np.full(7, np.float32(2)))
+
+
+def test_another_thread_may_use_the_device(device):
+    found = []
+
+    def use():
+        found.append(on_device(device, "fill", outputs={"to": ((9,), np.float32)}, count=9, value=4.0)[1]["to"])
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join(60)
+    np.testing.assert_array_equal(found[0], np.full(9, np.float32(4)))
 
 
 # --- elementwise: the CPU's bits ---

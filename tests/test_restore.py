@@ -279,7 +279,7 @@ def test_a_frame_too_small_to_estimate_from_says_what_to_do(restorer):
             "base",
             {"device": "cuda"},
             BackendError,
-            "'cuda' cannot be used: openvino: .*CPU only.*onnxruntime: .*CPU only",
+            "'cuda' cannot be used: tensorrt_rtx: .*tensorrt: .*python -m pip install.*onnxruntime: .*onnxruntime-gpu",
         ),
         ("base", {"device": "cuda", "backend": "openvino"}, BackendError, "OpenVINO on the CPU only"),
         ("base", {"precision": "bf16", "backend": "onnxruntime"}, BackendError, "fp32 and int8 networks, not bf16"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Final
 
@@ -12,18 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from . import onnxruntime, openvino
+from . import cuda_device, engine_build, onnxruntime, openvino, tensorrt, tensorrt_rtx
 from .protocol import Array, Session
+from .while_building import SessionWhileBuilding
 
-BACKENDS: Final[Mapping[str, ModuleType]] = {m.name: m for m in (openvino, onnxruntime)}
+BACKENDS: Final[Mapping[str, ModuleType]] = {m.name: m for m in (openvino, onnxruntime)}  # on the CPU, best first
+GPU_BACKENDS: Final[Mapping[str, ModuleType]] = {m.name: m for m in (tensorrt_rtx, tensorrt, onnxruntime)}
+ALL_BACKENDS: Final[Mapping[str, ModuleType]] = {**BACKENDS, **GPU_BACKENDS}
 DEVICES: Final = ("auto", "cpu", "cuda")
-PRECISIONS: Final = ("auto", "fp32", "bf16", "int8")
+PRECISIONS: Final = ("auto", "fp32", "bf16", "fp16", "int8")
 # rms difference from fp32, in units of the frame's noise
 PARITY_BUDGET: Final = 0.05  # of arithmetic on the same weights: far below what the eye or PSNR sees
 # INT8 weights were judged by their loss in dB when the bundle was made; this catches a library or processor that
 # computes them wrongly, such as one whose sums saturate
 INT8_BUDGET: Final = 0.25
 TIMED_RUNS: Final = 6
+
+log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +77,10 @@ def open_session(
 
     Parameters
     ----------
-    networks : ONNX bytes by precision as in the bundle: "fp32" always, "int8" where the bundle has one
-    device : "auto", "cpu" or "cuda"
-    backend : a key of `BACKENDS`, or None for any
-    precision : "auto", "fp32", "bf16" (made from the fp32 network) or "int8" (the bundle's own)
+    networks : ONNX bytes by precision as in the bundle: "fp32" always, others where the bundle has them
+    device : "cpu"; "cuda": a GPU or an error; "auto": a GPU where one can be used, otherwise the CPU
+    backend : a key of `BACKENDS` or `GPU_BACKENDS`, or None for any
+    precision : "auto", "fp32", "bf16" (CPU, made from the fp32 network), "fp16" (GPU) or "int8" (the bundle's own)
     threads : CPU threads, 1 or more; None leaves it to the library
 
     Raises
@@ -84,42 +90,118 @@ def open_session(
     for what, value, choices in (
         ("device", device, DEVICES),
         ("precision", precision, PRECISIONS),
-        ("backend", backend or "any", ("any", *BACKENDS)),
+        ("backend", backend or "any", ("any", *ALL_BACKENDS)),
     ):
         if value not in choices:
             raise BackendError(f"{what} is {value!r}; choose one of {', '.join(choices)}")
     if threads is not None and not (isinstance(threads, int) and threads >= 1):
         raise BackendError(f"threads is {threads!r}; expected a whole number of 1 or more, or None")
-    target = "cpu" if device == "auto" else device
-    names = [backend] if backend else list(BACKENDS)
-    causes = {n: BACKENDS[n].unavailable(target) for n in names}
-    usable = [n for n in names if causes[n] is None]
-    if not usable:
-        raise BackendError(f"device {target!r} cannot be used: " + "; ".join(f"{n}: {c}" for n, c in causes.items()))
-    if backend is None:
-        usable = usable[:1]  # in the order of BACKENDS; `doctor` times them all
-    if precision != "auto":
-        network = _network(networks, precision)
-        session = BACKENDS[usable[0]].open(network, device=target, precision=precision, threads=threads)
-        return Choice(session=session, trials=(), reason=f"{usable[0]} {precision}: asked for")
-    return _by_trial(networks, probe, usable[0], target, threads)
+    if device == "auto" and backend not in BACKENDS.keys() - GPU_BACKENDS.keys() and precision != "bf16":
+        return _open_auto(networks, probe, backend, precision, threads)
+    if device == "cuda":
+        return _open_on_gpu(networks, probe, backend, precision, threads, must=True)
+    return _open_on_cpu(networks, probe, backend, precision, threads)
 
 
-def _network(networks: Mapping[str, bytes], precision: str) -> bytes:
-    """The network that arithmetic in ``precision`` runs."""
-    if precision != "int8":
-        return networks["fp32"]
-    if "int8" not in networks:
+def _open_auto(
+    networks: Mapping[str, bytes], probe: Probe, backend: str | None, precision: str, threads: int | None
+) -> Choice:
+    """A GPU where one can be used; otherwise the CPU, with the cause."""
+    cause = "there is no NVIDIA GPU or driver" if engine_build.find_gpu() is None else cuda_device.unavailable()
+    if cause is None:
+        try:
+            return _open_on_gpu(networks, probe, backend, precision, threads, must=False)
+        except BackendError as error:
+            cause = str(error)
+            log.warning("the GPU is not used: %s", cause)
+    choice = _open_on_cpu(networks, probe, backend, precision, threads)
+    return replace(choice, reason=f"{choice.reason}; on the CPU, since {cause}")
+
+
+def _usable(table: Mapping[str, ModuleType], backend: str | None, device: str) -> list[ModuleType]:
+    """The backends that can serve a device, best first."""
+    modules = [ALL_BACKENDS[n] for n in ([backend] if backend else table)]
+    causes = {m.name: m.unavailable(device) for m in modules}
+    if all(causes.values()):
+        raise BackendError(f"device {device!r} cannot be used: " + "; ".join(f"{n}: {c}" for n, c in causes.items()))
+    return [m for m in modules if causes[m.name] is None]
+
+
+def _open_on_cpu(
+    networks: Mapping[str, bytes], probe: Probe, backend: str | None, precision: str, threads: int | None
+) -> Choice:
+    module = _usable(BACKENDS, backend, "cpu")[0]  # in the order of the table; `doctor` times them all
+    if precision == "auto":
+        return _by_trial(networks, probe, module, "cpu", threads)
+    network = _network(networks, module, precision)
+    session = module.open(network, device="cpu", precision=precision, threads=threads)
+    return Choice(session=session, trials=(), reason=f"{module.name} {precision}: asked for")
+
+
+def _open_on_gpu(
+    networks: Mapping[str, bytes], probe: Probe, backend: str | None, precision: str, threads: int | None, *, must: bool
+) -> Choice:
+    """The first GPU backend that opens and agrees with the CPU; while an engine is built, the CPU answers.
+
+    ``must``: once the building has failed, an evaluation is an error; otherwise the CPU goes on.
+    """
+    modules = _usable(GPU_BACKENDS, backend, "cuda")
+    wanted = "fp16" if precision == "auto" and "fp16" in networks else "fp32" if precision == "auto" else precision
+    network = _network(networks, modules[0], wanted)
+    fallback = openvino.open(networks["fp32"], device="cpu", precision="fp32", threads=threads)
+    exact = fallback.run(probe.inputs).copy()
+
+    def opened() -> Session:
+        causes = []
+        for module in modules:
+            try:
+                return _agreeing(module, _network(networks, module, wanted), wanted, probe, exact)
+            except BackendError as error:
+                causes.append(f"{module.name}: {error}")
+        raise BackendError("device 'cuda' cannot be used: " + "; ".join(causes))
+
+    why = "asked for" if precision != "auto" else f"the bundle's network for GPUs; {modules[0].name} comes first"
+    if hasattr(modules[0], "is_built") and not modules[0].is_built(network, wanted):
+        reason = f"{modules[0].name} {wanted}: {why}; openvino fp32 answers while the engine is built"
+        return Choice(session=SessionWhileBuilding(fallback, opened, must=must), trials=(), reason=reason)
+    fallback.close()
+    session = opened()
+    return Choice(session=session, trials=(), reason=f"{session.backend} {session.precision}: {why}")
+
+
+def _agreeing(module: ModuleType, network: bytes, precision: str, probe: Probe, exact: NDArray[np.float32]) -> Session:
+    """A session on the GPU that computes what the CPU does, within the budget."""
+    session: Session = module.open(network, device="cuda", precision=precision, threads=None)
+    try:
+        error = float(np.sqrt(np.mean((session.run(probe.inputs) - exact) ** 2))) * probe.error_scale
+        if not error <= budget(precision):
+            raise BackendError(
+                f"{precision} lies {error:.3f} of the noise from fp32, {budget(precision)} is allowed; choose another "
+                "precision"
+            )
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def _network(networks: Mapping[str, bytes], module: ModuleType, precision: str) -> bytes:
+    """The bundle's network that a backend runs for arithmetic in ``precision``."""
+    name = module.networks.get(precision, precision)
+    if name not in networks and name in ("fp16", "int8", "int8_symmetric"):
+        others = "fp32 or auto" if name == "fp16" else "fp32, bf16 or auto"
         raise BackendError(
-            f"precision is 'int8', but the bundle holds {', '.join(networks)} and no int8 network; choose fp32, bf16 "
-            "or auto, or a bundle that was quantised"
+            f"precision is {precision!r}, but the bundle holds {', '.join(networks)} and no {name} network; choose "
+            f"{others}, or a bundle that was quantised"
         )
-    return networks["int8"]
+    return networks.get(name, networks["fp32"])
 
 
-def _by_trial(networks: Mapping[str, bytes], probe: Probe, name: str, device: str, threads: int | None) -> Choice:
-    module = BACKENDS[name]
-    precisions = [p for p in module.precisions(device) if p != "int8" or "int8" in networks]
+def _by_trial(
+    networks: Mapping[str, bytes], probe: Probe, module: ModuleType, device: str, threads: int | None
+) -> Choice:
+    name = module.name
+    precisions = [p for p in module.precisions(device) if module.networks[p] in networks]
     opened, refused = _opened(module, networks, precisions, device, threads, probe)
     precisions, sessions = list(opened), list(opened.values())
     outputs, times = _timed(sessions, probe.inputs)
@@ -158,7 +240,9 @@ def _opened(
     refused: dict[str, str] = {}
     for precision in precisions:
         try:
-            session = module.open(_network(networks, precision), device=device, precision=precision, threads=threads)
+            session = module.open(
+                _network(networks, module, precision), device=device, precision=precision, threads=threads
+            )
             session.run(probe.inputs)
         except BackendError as error:
             if precision == "fp32":

@@ -6,7 +6,9 @@ stream of the device's own; `Device.synchronise` alone waits.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
@@ -81,6 +83,10 @@ class Device(Protocol):
         ...
 
     def download(self, to: PinnedMemory, source: Memory) -> None: ...
+
+    def copy(self, to: Memory, source: Memory) -> None:
+        """From device memory to device memory of the same size."""
+        ...
 
     def launch(self, kernel: str, grid: tuple[int, int], arguments: int) -> None:
         """Run a kernel of `kernels.grids` with the argument structure at a device address."""
@@ -167,11 +173,12 @@ class _PinnedBuffer(_Buffer):
 
 
 class _Graph:
-    def __init__(self, graph: Any, stream: Any) -> None:
-        self._graph, self._stream = graph, stream
+    def __init__(self, graph: Any, stream: Any, device: CudaDevice) -> None:
+        self._graph, self._stream, self._device = graph, stream, device
 
     def launch(self) -> None:
         with _told("running the captured graph"):
+            self._device.be_current()
             self._graph.launch(self._stream)
 
     def close(self) -> None:
@@ -195,10 +202,10 @@ class CudaDevice:
     def __init__(self, index: int = 0) -> None:
         import cuda.core as core
 
-        self._core = core
+        self._core, self._thread = core, threading.local()
         with _told("opening the device"):
             self._device = core.Device(index)
-            self._device.set_current()
+            self.be_current()
             self._stream: Any = self._device.create_stream(options=core.StreamOptions(nonblocking=True))
             self._pinned = core.LegacyPinnedMemoryResource()
             self.name, self.arch = str(self._device.name), f"sm_{self._device.arch}"
@@ -206,6 +213,12 @@ class CudaDevice:
         self._target: Any = self._stream  # the stream, or the builder of a graph while one is recorded
         self._kernels = self._load()
         self._configurations: dict[tuple[int, int], Any] = {}
+
+    def be_current(self) -> None:
+        """Make the device's context that of the calling thread: the driver keeps one for every thread."""
+        if not getattr(self._thread, "is_set", False):
+            self._device.set_current()
+            self._thread.is_set = True
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -217,18 +230,27 @@ class CudaDevice:
 
     def allocate(self, size: int) -> _Buffer:
         with _told(f"allocating {size} bytes"):
+            self.be_current()
             return _Buffer(self._device.allocate(size, stream=self._stream), size, self._stream)
 
     def allocate_pinned(self, size: int) -> _PinnedBuffer:
         with _told(f"pinning {size} bytes of host memory"):
+            self.be_current()
             return _PinnedBuffer(self._pinned.allocate(size), size)
 
     def upload(self, to: Any, source: Any) -> None:
         with _told("copying to the device"):
+            self.be_current()
             to.buffer.copy_from(source.buffer, stream=self._target)
 
     def download(self, to: Any, source: Any) -> None:
         with _told("copying from the device"):
+            self.be_current()
+            to.buffer.copy_from(source.buffer, stream=self._target)
+
+    def copy(self, to: Any, source: Any) -> None:
+        with _told("copying on the device"):
+            self.be_current()
             to.buffer.copy_from(source.buffer, stream=self._target)
 
     def launch(self, kernel: str, grid: tuple[int, int], arguments: int) -> None:
@@ -236,34 +258,45 @@ class CudaDevice:
         if configuration is None:
             configuration = self._configurations[grid] = self._core.LaunchConfig(grid=grid, block=THREADS)
         with _told(f"launching {kernel}"):
+            self.be_current()
             self._core.launch(self._target, configuration, self._kernels[kernel], arguments)
 
     def capture(self, work: Callable[[], None]) -> _Graph:
         with _told("capturing a graph"):
+            self.be_current()
             builder = self._stream.create_graph_builder()
             builder.begin_building()
         self._target = builder
         try:
             work()
+        except BaseException:
+            with contextlib.suppress(Exception):  # the capture must end for the stream to be usable
+                builder.end_building()
+            builder.close()
+            raise
         finally:
             self._target = self._stream
-            with _told("capturing a graph"):
-                builder.end_building()  # ends the capture even where the work failed: the stream stays usable
-        with _told("instantiating a graph"):
+        with _told("capturing a graph"):
+            builder.end_building()
             graph = builder.complete(self._core.graph.GraphCompleteOptions(upload_stream=self._stream))
             builder.close()
-        return _Graph(graph, self._stream)
+        return _Graph(graph, self._stream, self)
 
     def event(self) -> _Event:
         with _told("recording an event"):
+            self.be_current()
             return _Event(self._target.record(options=self._core.EventOptions(timing_enabled=True)))
 
     def synchronise(self) -> None:
         with _told("the work on the stream"):
+            self.be_current()
             self._stream.sync()
 
     def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = self._target = None
-            self._kernels = {}
+        if self._stream is None:
+            return
+        with contextlib.suppress(BackendError):  # a lost GPU has nothing to wait for; otherwise what was freed is now
+            self.synchronise()
+        self._stream.close()
+        self._stream = self._target = None
+        self._kernels = {}

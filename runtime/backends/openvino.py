@@ -16,6 +16,7 @@ from .protocol import Array, Precision
 SHAPES_KEPT = 4  # compiled networks for the last few frame shapes; each costs some MB and a fraction of a second
 
 name = "openvino"
+networks = {"fp32": "fp32", "bf16": "fp32", "int8": "int8"}
 
 _made: list[Any] = []
 _making = threading.Lock()

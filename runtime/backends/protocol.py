@@ -18,9 +18,20 @@ Array = NDArray[np.generic]
 class Session(Protocol):
     """A network, loaded and ready on one device. Not safe to share between threads."""
 
-    backend: str
-    device: str
-    precision: str
+    @property
+    def backend(self) -> str:
+        """Name of the library that answers."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Either "cpu" or "cuda"."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """Of the arithmetic."""
+        ...
 
     def run(self, inputs: dict[str, Array]) -> NDArray[np.float32]:
         """Evaluate the network once.
