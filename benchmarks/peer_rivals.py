@@ -24,7 +24,7 @@ from .methods import Method, Recipe
 from .naive import FrameGraph, StepNetwork
 from .rungs import LOOP, TorchSession, pack, torch_restorer
 
-SCORED = ("raw", "oidn", "base_k1", "base_k2", "live_k1", "live_k2")
+SCORED_PEERS = ("raw", "oidn")
 TIERS = ("base", "live")
 STEPS = (1, 2)
 ORT_PRECISIONS = ("fp32", "int8")
@@ -44,29 +44,33 @@ TIMED_TITLES = {
 Run = Callable[[int], object]
 
 
-def scored(bundles: Mapping[str, str], *, threads: int, loop: Restorer | None, loop_steps: int) -> list[Recipe]:
+def scored(restorers: Mapping[str, Restorer], *, threads: int, loop: Restorer | None, loop_steps: int) -> list[Recipe]:
     """What restores the frames that are scored; the loop only where its weights mean something.
 
     Parameters
     ----------
-    bundles : name or path by tier
+    restorers : photonstep's own by tier, the same that are timed
     loop : the teacher with its trained weights, or None
     """
-    every = methods.recipes(base=bundles["base"], live=bundles["live"], threads=threads)
-    chosen = [r for r in methods.select(every, SCORED) if r.name != "base_k1_oracle"]
+    chosen = methods.select(methods.recipes(threads=threads), SCORED_PEERS)
+    for tier, k in product(TIERS, STEPS):
+        name = f"{tier}_k{k}"
+        chosen.append(_recipe(name, partial(_unrounded, restorers[tier], k)))
     for tier, precision in product(TIERS, ORT_PRECISIONS):
         name = f"ort_{tier}_{precision}"
-        make = partial(_step_network, bundles[tier], precision)
-        chosen.append(Recipe(name=name, title=TIMED_TITLES[name], camera="blind", make=make))
+        chosen.append(_recipe(name, partial(_step_network, restorers[tier].bundle, precision)))
     if loop is not None:
-        make_loop = partial(_loop, loop, loop_steps)
-        chosen.append(Recipe(name=LOOP, title=TIMED_TITLES[LOOP], camera="blind", make=make_loop))
+        chosen.append(_recipe(LOOP, partial(_unrounded, loop, loop_steps)))
     return chosen
+
+
+def _recipe(name: str, make: Callable[[], tuple[Callable[[NDArray[Any], Any], Any], str]]) -> Recipe:
+    return Recipe(name=name, title=TIMED_TITLES[name], camera="blind", make=make)
 
 
 def timed(
     frames: Sequence[NDArray[np.uint16]],
-    bundles: Mapping[str, str],
+    restorers: Mapping[str, Restorer],
     *,
     threads: int,
     loop: Restorer,
@@ -98,7 +102,7 @@ def timed(
         add(f"oidn_{quality}_filter", partial(_filter_alone, quality, threads, frames, cameras))
         add(f"oidn_{quality}", partial(whole_way, baselines.OpenImageDenoise, quality, threads))
     for tier in TIERS:
-        restorer = ps.load(bundles[tier], device="cpu", threads=threads)
+        restorer = restorers[tier]
         for k in STEPS:
             runs[f"{tier}_k{k}"] = on_frames(partial(_restored, restorer, k))
         add(f"ort_{tier}_frame", partial(whole_way, FrameGraph, restorer.bundle))
@@ -157,17 +161,17 @@ def _filter_alone(
     return lambda index: denoiser.execute(images[index % len(images)])
 
 
-def _step_network(source: str, precision: str) -> tuple[Callable[[NDArray[Any], Any], Any], str]:
-    bundle = Bundle.load(find_bundle(source))
+def _step_network(bundle: Bundle, precision: str) -> tuple[Callable[[NDArray[Any], Any], Any], str]:
     network = StepNetwork(bundle, precision)
     return lambda frame, camera: network(frame.astype(np.float32), camera), f"{bundle.sha256} onnxruntime {precision}"
 
 
-def _loop(loop: Restorer, steps: int) -> tuple[Callable[[NDArray[Any], Any], Any], str]:
+def _unrounded(restorer: Restorer, steps: int) -> tuple[Callable[[NDArray[Any], Any], Any], str]:
     def restore(frame: NDArray[Any], camera: ps.Camera) -> NDArray[np.float32]:
-        return np.asarray(loop.restore(frame.astype(np.float32), camera=camera, steps=steps).image, np.float32)
+        # a float32 frame gives float32 counts: an integer one would add a rounding error that no peer has
+        return np.asarray(restorer.restore(frame.astype(np.float32), camera=camera, steps=steps).image, np.float32)
 
-    return restore, f"{loop.bundle.sha256} pytorch K={steps}"
+    return restore, f"{restorer.bundle.sha256} {restorer.backend_name} {restorer.precision} K={steps}"
 
 
 def split_loop(made: Sequence[Method]) -> tuple[list[Method], Method | None]:

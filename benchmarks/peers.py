@@ -15,11 +15,14 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+import photonstep as ps
 
 from . import datasets, machine, peer_rivals, tables
 from .datasets import SETS, Pair
@@ -28,7 +31,7 @@ from .peer_marks import judge, marks_lines, ratios
 from .quality import cameras_of, measure_pair
 from .rungs import LOOP, LOOP_STEPS
 from .summary import Row
-from .turns import summary, take_turns
+from .turns import Times, summary, take_turns
 
 DEFAULT_SETS = tuple(name for name, spec in SETS.items() if "test" in spec.splits)
 OURS = tuple(f"{tier}_k{k}" for tier in peer_rivals.TIERS for k in peer_rivals.STEPS)
@@ -39,7 +42,6 @@ TO_16_BIT = 16  # eight-bit frames are timed as a twelve-bit camera's
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole comparison; the document is saved when the frames are scored, and again when all are timed."""
-    bundles = {"base": options.base, "live": options.live}
     document: dict[str, Any] = {
         "command": shlex.join(["python", "-m", "benchmarks.peers", *options.arguments]),
         "machine": machine.record(),
@@ -48,35 +50,54 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "loop_steps": options.loop_steps, "loop_limit": options.loop_limit,
         },
     }  # fmt: skip
-    with peer_rivals.teacher_loop(options.teacher, threads=options.threads) as loop:
-        wanted = peer_rivals.scored(
-            bundles, threads=options.threads, loop=loop if options.teacher else None, loop_steps=options.loop_steps
-        )
-        made, absent = build(wanted)
-        if not options.teacher:
-            absent[LOOP] = "not measured (no trained teacher was given: --teacher)"
-        document["titles"] = {recipe.name: recipe.title for recipe in wanted} | {LOOP: peer_rivals.TIMED_TITLES[LOOP]}
-        document["not_measured"] = absent
-        rows = _scored(options, made)
-        document["rows"] = [row.as_dict() for row in rows]
-        _save(options.json, document)
-        frames = timing_frames(options.data, options.sets, options.splits, options.side, options.timed_frames)
-        runs, not_timed = peer_rivals.timed(
-            list(frames.values()), bundles, threads=options.threads, loop=loop, loop_steps=options.loop_steps
-        )
-        times = take_turns(
-            runs, rounds=options.rounds, rare=[LOOP], rare_rounds=options.loop_rounds, progress=_round_done
-        )
-    document |= {
-        "timing": {
-            "frames": list(frames), "side_px": options.side, "threads": options.threads, "not_timed": not_timed,
-            "rivals": {name: summary(taken) | {"times_ms": taken} for name, taken in times.items()},
-        },
-        "ratios": ratios(times, OURS),
-        "marks": [mark.as_dict() for mark in judge(rows, times)],
-    }  # fmt: skip
+    with ExitStack() as stack:
+        loop = stack.enter_context(peer_rivals.teacher_loop(options.teacher, threads=options.threads))
+        restorers = {
+            tier: stack.enter_context(
+                ps.load(bundle, device="cpu", precision=options.precision, threads=options.threads)
+            )
+            for tier, bundle in (("base", options.base), ("live", options.live))
+        }
+        document["ours"] = {
+            tier: {"sha256": r.bundle.sha256, "backend": r.backend_name, "precision": r.precision}
+            for tier, r in restorers.items()
+        }
+        rows = _scored_part(options, document, restorers, loop)
+        times = _timed_part(options, document, restorers, loop)
+    document |= {"ratios": ratios(times, OURS), "marks": [mark.as_dict() for mark in judge(rows, times)]}
     _save(options.json, document)
     return document
+
+
+def _scored_part(
+    options: argparse.Namespace, document: dict[str, Any], restorers: dict[str, ps.Restorer], loop: ps.Restorer
+) -> list[Row]:
+    trained = loop if options.teacher else None
+    wanted = peer_rivals.scored(restorers, threads=options.threads, loop=trained, loop_steps=options.loop_steps)
+    made, absent = build(wanted)
+    if trained is None:
+        absent[LOOP] = "not measured (no trained teacher was given: --teacher)"
+    document["titles"] = {recipe.name: recipe.title for recipe in wanted} | {LOOP: peer_rivals.TIMED_TITLES[LOOP]}
+    document["not_measured"] = absent
+    rows = _scored(options, made)
+    document["rows"] = [row.as_dict() for row in rows]
+    _save(options.json, document)
+    return rows
+
+
+def _timed_part(
+    options: argparse.Namespace, document: dict[str, Any], restorers: dict[str, ps.Restorer], loop: ps.Restorer
+) -> Times:
+    frames = timing_frames(options.data, options.sets, options.splits, options.side, options.timed_frames)
+    runs, not_timed = peer_rivals.timed(
+        list(frames.values()), restorers, threads=options.threads, loop=loop, loop_steps=options.loop_steps
+    )
+    times = take_turns(runs, rounds=options.rounds, rare=[LOOP], rare_rounds=options.loop_rounds, progress=_round_done)
+    document["timing"] = {
+        "frames": list(frames), "side_px": options.side, "threads": options.threads, "not_timed": not_timed,
+        "rivals": {name: summary(taken) | {"times_ms": taken} for name, taken in times.items()},
+    }  # fmt: skip
+    return times
 
 
 def timing_frames(
@@ -103,16 +124,17 @@ def render(document: dict[str, Any]) -> str:
     """Markdown: marks, ratios, times, quality."""
     rows = [Row(**row) for row in document["rows"]]
     timing = document["timing"]
+    ours = ", ".join(f"`{tier}` {facts['backend']} {facts['precision']}" for tier, facts in document["ours"].items())
     note = (
-        f"{timing['side_px']}x{timing['side_px']} uint16, {len(timing['frames'])} real frames, camera given; rivals "
-        f"take turns in an order drawn anew every round, {timing['threads']} threads (ONNX Runtime by hand takes its "
-        "default). Brackets: 95 % over rounds."
+        f"photonstep: {ours}. {timing['side_px']}x{timing['side_px']} uint16, {len(timing['frames'])} real frames, "
+        f"camera given; rivals take turns in an order drawn anew every round, {timing['threads']} threads (ONNX "
+        "Runtime by hand takes its default). Brackets: 95 % over rounds."
     )
     loop = "" if document["settings"]["teacher"] else " Its weights are untrained: time only."
     steps = document["settings"]["loop_steps"]
     parts = [
         "# photonstep beside the peers", tables.machine_line(document), "## Marks",
-        "The marks ask for K = 1; K = 2 stands beside it. A mark is passed where the PSNR on the mean over sets and the "
+        "Asked for is K = 1; K = 2 stands beside it. A mark is passed where the PSNR on the mean over sets and the "
         "speed against the bare filter are.",
         _markdown(marks_lines(document["marks"])), "## How many times as long the rivals take", note,
         _markdown(_ratio_lines(document)),
@@ -183,6 +205,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="at most N frames per set and split (all)")
     parser.add_argument("--base", default="base", help="bundle, by name or path")
     parser.add_argument("--live", default="live", help="bundle, by name or path")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "int8"), help="of photonstep")
     parser.add_argument("--teacher", metavar="RUN|BUNDLE", help="trained teacher of the loop")
     parser.add_argument("--loop-steps", type=int, default=LOOP_STEPS)
     parser.add_argument(

@@ -230,11 +230,8 @@ def test_an_absent_peer_is_named_and_leaves_the_rest_alone(data, monkeypatch):
 
     monkeypatch.setattr(peer_rivals.baselines, "OpenImageDenoise", absent)
     frames = list(peers.timing_frames(data, ["fmd_testmix"], ["test"], 64, 1).values())
-    with peer_rivals.teacher_loop("live", threads=1) as loop:
-        assert isinstance(loop, ps.Restorer)
-        runs, not_timed = peer_rivals.timed(
-            frames, {"base": "live", "live": "live"}, threads=1, loop=loop, loop_steps=1
-        )
+    with ps.load("live", precision="fp32", threads=1) as live:
+        runs, not_timed = peer_rivals.timed(frames, {"base": live, "live": live}, threads=1, loop=live, loop_steps=1)
     assert not_timed["oidn_fast"] == "not measured (no fast here)"
     assert set(runs) == set(peer_rivals.TIMED_TITLES) - set(not_timed)
     assert {name.split("_")[0] for name in not_timed} == {"oidn"}
