@@ -37,7 +37,8 @@ def deadline_case(settings: LiveSettings) -> dict[str, Any]:
         switched[0] = (started_ns := time.perf_counter_ns()), False
 
         def tick() -> None:
-            wanted = bool(int((time.perf_counter_ns() - started_ns) / 1e9 / settings.phase_s) % 2)
+            phase = int((time.perf_counter_ns() - started_ns) / 1e9 / settings.phase_s)
+            wanted = bool(min(phase, settings.phases - 1) % 2)
             if wanted != burner.burning:
                 burner.switch(wanted)
                 switched.append((time.perf_counter_ns(), wanted))

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 import photonstep as ps
+from photonstep.kernels import native
 from photonstep.runtime.restore import Restorer
 from photonstep.runtime.stream import LiveStream
 from photonstep.runtime.stream_settings import StreamOptions
@@ -61,8 +62,8 @@ def jitter(settings: LiveSettings, run: InProcess) -> dict[str, Any]:
     """The whole process on one core, its network on one thread, the other core idle; and both cores."""
     first = cores.available()[:1]
     return {
-        "one_core": {"cpus": first, "threads": 1, **run(paced_case, replace(settings, threads=1), cpus=first)},
-        "all_cores": {"cpus": cores.available(), "threads": settings.threads, **run(paced_case, settings)},
+        "one_core": run(paced_case, replace(settings, threads=1), cpus=first),
+        "all_cores": run(paced_case, settings),
     }
 
 
@@ -247,5 +248,6 @@ def _staleness(done: Run) -> dict[str, Any]:
 def _facts(restorer: Restorer) -> dict[str, Any]:
     return {
         "bundle": restorer.bundle.manifest.name, "sha256": restorer.bundle.sha256, "backend": restorer.backend_name,
-        "precision": restorer.precision, "network_threads": restorer.threads,
+        "precision": restorer.precision, "network_threads": restorer.threads, "kernels": native.describe(),
+        "cpus": cores.available(),
     }  # fmt: skip

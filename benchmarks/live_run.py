@@ -147,7 +147,8 @@ def record(run: Run) -> dict[str, Any]:
     """A run as plain numbers: rates, latencies of every stage, the share outside the network, the accounts.
 
     ``total`` counts from when a frame was due (flat out: from put) to the consumer; ``compute`` is the work on it,
-    preview included; ``outside_network_share`` is the part of that work that is not inside the network.
+    preview included; ``outside_network_share`` is the part of that work that is not inside the network;
+    ``network_share_of_wall`` is the time inside the network over the time that the run took, with hand-overs and waits.
     """
     log, stats = run.results, run.stats
     compute_ms = log.between_ms("started_ns", "restored_ns")
@@ -157,11 +158,13 @@ def record(run: Run) -> dict[str, Any]:
         "deliver": log.between_ms("restored_ns", "delivered_ns"), "total": log.between_ms("capture_ns", "delivered_ns"),
     }  # fmt: skip
     span_s = (restored_ns[-1] - restored_ns[0]) / 1e9 if log.count > 1 else 0.0
+    per_wall = float(log.network_ms[1:].sum()) / 1e3 / span_s if span_s > 0 else None
     return {
         "results": log.count,
         "fps": (log.count - 1) / span_s if span_s > 0 else None,
         "stages": {name: spread(values) for name, values in stages.items()},
         "outside_network_share": outside_share(compute_ms, log.network_ms),
+        "network_share_of_wall": per_wall,
         "put": stats.put,
         "delivered": stats.delivered,
         "dropped": stats.dropped,

@@ -165,11 +165,12 @@ _SECTIONS = {
 
 
 def _origins(document: Record) -> str:
-    lines = [["part", "utc", "commit", "load average at its start", "seconds"]]
+    lines = [["part", "utc", "commit", "load average at its start", "seconds", "precision", "side, px"]]
     for name, entry in document["parts"].items():
-        machine = entry["machine"]
-        load = str(machine.get("load_average_1min", ""))
-        lines.append([name, machine["utc"], str(machine["commit"]), load, f"{entry['seconds']:.0f}"])
+        machine, settings = entry["machine"], entry["settings"]
+        load, side = str(machine.get("load_average_1min", "")), str(settings["side_px"])
+        cells = [machine["utc"], str(machine["commit"]), load, f"{entry['seconds']:.0f}", settings["precision"], side]
+        lines.append([name, *cells])
     return _markdown(lines)
 
 
