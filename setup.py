@@ -1,5 +1,6 @@
 """Maps the top-level rooms to one import package and compiles the native kernels; all else is in pyproject.toml."""
 
+import hashlib
 import platform
 from pathlib import Path
 
@@ -9,7 +10,19 @@ from setuptools.command.build_ext import build_ext
 FOLDERS = (
     "kernels", "kernels/csrc", "kernels/ops", "kernels/reference", "runtime", "runtime/backends", "models", "export",
 )  # fmt: skip
-FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fvisibility=hidden"]
+FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+]
+LOOPS = ("kernels/csrc/loops.cpp", "kernels/csrc/temporal_loops.cpp")
+SOURCES = sorted(p for p in Path("kernels/csrc").iterdir() if p.suffix in (".cuh", ".hpp", ".cpp"))
+# as kernels/native.py works it out: a library that was built from other sources is not loaded
+DIGEST = hashlib.sha256(b"".join(p.name.encode() + b"\0" + p.read_bytes() for p in SOURCES)).hexdigest()[:16]
 VARIANTS = {
     "avx2": ["-mavx2"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"],
@@ -22,7 +35,7 @@ class NativeLibrary(build_ext):
     def build_extension(self, ext):
         unix = self.compiler.compiler_type == "unix"
         x86 = unix and platform.machine().lower() in ("x86_64", "amd64")
-        defines = [("PS_X86_VARIANTS", None)] if x86 else []
+        defines = [("PS_SOURCES", f'"{DIGEST}"'), *([("PS_X86_VARIANTS", None)] if x86 else [])]
         flags = FLAGS if unix else ["/O2", "/std:c++17", "/fp:precise"]
 
         def compiled(source, variant, extra):
@@ -34,9 +47,10 @@ class NativeLibrary(build_ext):
                 depends=ext.depends,
             )
 
-        objects = compiled("kernels/csrc/native.cpp", "shared", []) + compiled("kernels/csrc/loops.cpp", "baseline", [])
-        for variant, extra in VARIANTS.items() if x86 else ():
-            objects += compiled("kernels/csrc/loops.cpp", variant, extra)
+        objects = compiled("kernels/csrc/native.cpp", "shared", [])
+        for variant, extra in {"baseline": [], **(VARIANTS if x86 else {})}.items():
+            for loops in LOOPS:
+                objects += compiled(loops, variant, extra)
         self.compiler.link_shared_object(
             objects, self.get_ext_fullpath(ext.name), target_lang="c++", extra_postargs=["-pthread"] if unix else []
         )
@@ -61,7 +75,7 @@ setup(
     ext_modules=[
         Extension(
             "photonstep.kernels._native",
-            ["kernels/csrc/native.cpp", "kernels/csrc/loops.cpp"],
+            ["kernels/csrc/native.cpp", *LOOPS],
             depends=[str(path) for path in sorted(Path("kernels/csrc").iterdir())],
             language="c++",
             optional=True,

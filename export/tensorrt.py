@@ -2,137 +2,44 @@
 
     python -m photonstep.export.tensorrt base --precision fp16 --max 2048 2048
 
-Networks are strongly typed: precision is what the ONNX graph says, never a builder flag. ``fp16`` is the bundle's own
-network or made from its fp32; ``int8_symmetric`` must be in the bundle. TensorRT-RTX builds ahead of time, for GPUs
-that need not be here; classic TensorRT builds on the GPU that will run the engine. Engines go to the local cache
-(`export.engine_cache`) and nowhere else.
+``fp16`` is the bundle's own network or made from its fp32; ``int8_symmetric`` must be in the bundle. The building is
+`runtime.backends.engine_build`, which a restorer uses too; here networks are checked before, and made where missing.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import hashlib
-import importlib
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Final
+from typing import Final
 
 import onnx
 
+from ..runtime.backends import engine_build
+from ..runtime.backends.engine_build import (
+    FLAVOURS,
+    INSTALL,
+    TARGETS,
+    Engine,
+    Gpu,
+    NetworkRefusedError,
+    Profile,
+    engine_key,
+    find_gpu,
+    library,
+    unavailable,
+)  # fmt: skip
+from ..runtime.backends.engine_progress import BuildProgress, Report
 from ..runtime.bundle import Bundle
 from ..runtime.errors import BackendError, TrainingError
 from ..runtime.restore import find_bundle
-from .engine_cache import EngineKey, cache_folder, path_of, read_engine, write_engine, write_whole
 from .half import to_half
 
-FLAVOURS: Final = {"rtx": "tensorrt_rtx", "classic": "tensorrt"}
-INSTALL: Final = {
-    "rtx": "python -m pip install tensorrt-rtx-cu13",
-    "classic": "python -m pip install tensorrt (its libraries come from NVIDIA's own index)",
-}
+__all__ = [
+    "FLAVOURS", "INSTALL", "PRECISIONS", "TARGETS", "BuildProgress", "Engine", "Gpu", "Profile", "Report", "build",
+    "check_network", "compile_network", "engine_key", "find_gpu", "library", "unavailable",
+]  # fmt: skip
 PRECISIONS: Final = ("fp16", "int8_symmetric")
-TARGETS: Final = ("sm_80", "sm_86", "sm_89", "sm_120")  # A100, RTX 30, RTX 40 and RTX 50 generations
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """(H, W) of frames, in pixels: the smallest, the one that is tuned for, and the largest."""
-
-    smallest: tuple[int, int] = (64, 64)
-    usual: tuple[int, int] = (512, 512)
-    largest: tuple[int, int] = (2048, 2048)
-
-    def check(self, multiple: int) -> None:
-        """Raises TrainingError where a side is no multiple of the network's grid, or the order is wrong."""
-        for axis, name in enumerate(("height", "width")):
-            low, usual, high = (shape[axis] for shape in (self.smallest, self.usual, self.largest))
-            if not 0 < low <= usual <= high or any(side % multiple for side in (low, usual, high)):
-                raise TrainingError(
-                    f"the profile's {name} is {low} to {usual} to {high} px; expected rising multiples of {multiple}"
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """The GPU that the driver shows first."""
-
-    name: str
-    capability: str
-    driver: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildProgress:
-    """How far a build is: ``done`` from 0 to 1, and the seconds that the rest may take (None before the first step)."""
-
-    phase: str
-    done: float
-    elapsed_s: float
-    remaining_s: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Engine:
-    """An engine in the cache; ``seconds`` is 0 when it was there already."""
-
-    path: Path
-    key: EngineKey
-    cached: bool
-    seconds: float
-
-
-Report = Callable[[BuildProgress], None]
-
-
-def library(flavour: str) -> ModuleType:
-    """The Python module of a TensorRT flavour.
-
-    Raises
-    ------
-    BackendError : an unknown flavour, or one that is not installed; the message names the remedy
-    """
-    if flavour not in FLAVOURS:
-        raise BackendError(f"TensorRT flavour is {flavour!r}; choose one of {', '.join(FLAVOURS)}")
-    try:
-        return importlib.import_module(FLAVOURS[flavour])
-    except (ImportError, OSError) as error:  # OSError: the bindings are there, the library is not
-        raise BackendError(
-            f"{FLAVOURS[flavour]} cannot be imported ({error}); install it with: {INSTALL[flavour]}"
-        ) from error
-
-
-def find_gpu() -> Gpu | None:
-    """Ask the driver, without any other library: constructing a classic TensorRT object without one can crash."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    count, version, device = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-        return None
-    cuda.cuDriverGetVersion(ctypes.byref(version))
-    cuda.cuDeviceGet(ctypes.byref(device), 0)
-    name = ctypes.create_string_buffer(256)
-    cuda.cuDeviceGetName(name, len(name), device)
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    return Gpu(name=name.value.decode(), capability=f"sm_{major.value}{minor.value}", driver=str(version.value))
-
-
-def unavailable(flavour: str) -> str | None:
-    """Why engines of this flavour cannot be built here, or None."""
-    try:
-        library(flavour)
-    except BackendError as error:
-        return str(error)
-    if flavour == "classic" and find_gpu() is None:
-        return "classic TensorRT builds on the GPU that will run the engine, and this machine has no NVIDIA driver"
-    return None
 
 
 def check_network(network: bytes) -> None:
@@ -170,53 +77,19 @@ def compile_network(
     progress: Report | None = None,
     timing_cache: Path | None = None,
 ) -> bytes:
-    """Parse and build one strongly typed network.
-
-    Parameters
-    ----------
-    network : ONNX bytes with one input (1, P, H, W)
-    targets : compute capabilities that a TensorRT-RTX engine shall hold; classic TensorRT builds for the GPU at hand
-    timing_cache : file of measured kernels that classic TensorRT reads and adds to
-
-    Returns
-    -------
-    the serialised engine
+    """Check, parse and build one strongly typed network; see `engine_build.compile_engine`.
 
     Raises
     ------
     BackendError : the library is absent, or fails; TrainingError : a network that it cannot take
     """
     check_network(network)
-    cause = unavailable(flavour)
-    if cause:
-        raise BackendError(cause)
-    trt: Any = library(flavour)
-    log = _log(trt)
-    builder = trt.Builder(log)
-    flags = trt.NetworkDefinitionCreationFlag.__members__
-    definition = builder.create_network(1 << int(flags["STRONGLY_TYPED"]) if "STRONGLY_TYPED" in flags else 0)
-    parser = trt.OnnxParser(definition, log)
-    if not parser.parse(network):
-        found = [parser.get_error(index) for index in range(parser.num_errors)]
-        reasons = "; ".join([*(f"{error.node_operator()} {error.desc()}" for error in found), *log.errors])
-        raise TrainingError(f"{FLAVOURS[flavour]} refuses the network: {reasons}; export it again")
-    config = builder.create_builder_config()
-    _add_profile(builder, config, definition.get_input(0), profile)
-    if flavour == "rtx":
-        _set_targets(trt, config, targets)
-    elif timing_cache is not None:
-        known = timing_cache.read_bytes() if timing_cache.exists() else b""
-        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
-    if progress is not None and hasattr(trt, "IProgressMonitor"):
-        config.progress_monitor = _monitor(trt, progress)
-    engine = builder.build_serialized_network(definition, config)
-    if engine is None:
-        raise BackendError(
-            f"{FLAVOURS[flavour]} could not build the engine: {'; '.join(log.errors) or 'no reason given'}"
+    try:
+        return engine_build.compile_engine(
+            network, flavour=flavour, profile=profile, targets=targets, progress=progress, timing_cache=timing_cache
         )
-    if flavour == "classic" and timing_cache is not None:
-        write_whole(timing_cache, bytes(config.get_timing_cache().serialize()))
-    return bytes(engine)
+    except NetworkRefusedError as error:
+        raise TrainingError(str(error)) from error
 
 
 def build(
@@ -245,40 +118,23 @@ def build(
     TrainingError : the bundle has no such network, or an impossible profile
     """
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(find_bundle(bundle))
-    shapes, folder = profile or Profile(), cache or cache_folder()
-    shapes.check(opened.manifest.model.multiple)
+    shapes = profile or Profile()
+    try:
+        shapes.check(opened.manifest.model.multiple)
+    except BackendError as error:
+        raise TrainingError(str(error)) from error
     network = _network(opened, precision)
     cause = unavailable(flavour)
     if cause:
         raise BackendError(cause)
-    key = engine_key(opened.sha256, precision=precision, flavour=flavour, profile=shapes, targets=targets)
-    if read_engine(key, folder) is not None:
-        return Engine(path=path_of(key, folder), key=key, cached=True, seconds=0.0)
-    started = time.monotonic()
-    timing = (
-        folder / f"timing-{hashlib.sha256(f'{key.library} {key.gpu} {key.driver}'.encode()).hexdigest()[:16]}.cache"
-    )
-    engine = compile_network(
-        network, flavour=flavour, profile=shapes, targets=targets, progress=progress, timing_cache=timing
-    )
-    path = write_engine(key, engine, folder)
-    return Engine(path=path, key=key, cached=False, seconds=time.monotonic() - started)
-
-
-def engine_key(
-    source_sha256: str, *, precision: str, flavour: str, profile: Profile, targets: Sequence[str]
-) -> EngineKey:
-    """Everything that decides an engine built here and now."""
-    gpu = find_gpu()
-    here = "none" if gpu is None else f"{gpu.name} {gpu.capability}"
-    return EngineKey(
-        source_sha256=source_sha256,
-        gpu=" ".join(targets) if flavour == "rtx" else here,
-        driver="none" if gpu is None or flavour == "rtx" else gpu.driver,
-        library=f"{FLAVOURS[flavour]} {library(flavour).__version__}",
-        profile=str((profile.smallest, profile.usual, profile.largest)),
-        precision=precision,
-    )
+    check_network(network)
+    try:
+        return engine_build.cached_engine(
+            network, opened.sha256, precision=precision, flavour=flavour, profile=shapes, targets=targets,
+            folder=cache, progress=progress,
+        )  # fmt: skip
+    except NetworkRefusedError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _network(bundle: Bundle, precision: str) -> bytes:
@@ -291,75 +147,6 @@ def _network(bundle: Bundle, precision: str) -> bytes:
     raise TrainingError(
         f"{bundle.path.name} holds {', '.join(bundle.networks)} and no {precision}; quantise the run and export again"
     )
-
-
-def _add_profile(builder: Any, config: Any, tensor: Any, profile: Profile) -> None:
-    planes = tensor.shape[1]
-    shapes = [(1, planes, *shape) for shape in (profile.smallest, profile.usual, profile.largest)]
-    optimisation = builder.create_optimization_profile()
-    optimisation.set_shape(tensor.name, *shapes)
-    config.add_optimization_profile(optimisation)
-
-
-def _set_targets(trt: Any, config: Any, targets: Sequence[str]) -> None:
-    known = {f"sm_{name.removeprefix('SM')}": value for name, value in trt.ComputeCapability.__members__.items()}
-    unknown = [target for target in targets if target not in known]
-    if unknown or not targets:
-        raise BackendError(f"targets are {list(targets)}; this TensorRT-RTX knows {', '.join(sorted(known))}")
-    config.num_compute_capabilities = len(targets)
-    for index, target in enumerate(targets):
-        config.set_compute_capability(known[target], index)
-
-
-def _log(trt: Any) -> Any:
-    """Keeps errors for our messages instead of printing them."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                self.errors.append(message)
-
-    return Log()
-
-
-def _monitor(trt: Any, report: Report) -> Any:
-    """TensorRT's phases, which nest, as one fraction with an estimate of the time left."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self._open: list[tuple[str, int, int]] = []  # phase, steps, steps done; outermost first
-            self._started, self._done = time.monotonic(), 0.0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._open.append((phase_name, num_steps, 0))
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            self._open = [(n, steps, step + 1 if n == phase_name else done) for n, steps, done in self._open]
-            self._tell(phase_name)
-            return True
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._open = [entry for entry in self._open if entry[0] != phase_name]
-            if not self._open:
-                self._done = 1.0
-                self._tell(phase_name)
-
-        def _tell(self, phase: str) -> None:
-            done, share = 0.0, 1.0
-            for _, steps, finished in self._open:
-                done += share * min(finished / max(steps, 1), 1.0)
-                share /= max(steps, 1)
-            self._done = max(self._done, min(done, 1.0))  # never backwards
-            elapsed = time.monotonic() - self._started
-            left = elapsed * (1 - self._done) / self._done if self._done > 0 else None
-            report(BuildProgress(phase=phase, done=self._done, elapsed_s=elapsed, remaining_s=left))
-
-    return Monitor()
 
 
 def main() -> None:

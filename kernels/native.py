@@ -9,17 +9,21 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any, Final
 
-from .arguments import structures
+from .arguments import SOURCES, structures
 
 VARIABLE: Final = "PHOTONSTEP_KERNELS"
 CHOICES: Final = ("auto", "native", "reference")
 MOST_THREADS: Final = 8
+SOURCE_SUFFIXES: Final = (".cuh", ".hpp", ".cpp")
 
 
 class KernelError(RuntimeError):
@@ -33,7 +37,9 @@ class Library:
         self.path = path
         self._lib = ctypes.CDLL(str(path))
         self._lib.ps_variant.restype = ctypes.c_char_p
+        self._lib.ps_sources.restype = ctypes.c_char_p
         self._lib.ps_size_of.restype = ctypes.c_int64
+        self._check_sources()
         self._check_layout()
         self._functions: dict[str, Any] = {}
         self.set_threads(min(processors(), MOST_THREADS))
@@ -64,6 +70,14 @@ class Library:
             self._functions[name] = function
         function(ctypes.byref(arguments))
 
+    def _check_sources(self) -> None:
+        built = self._lib.ps_sources().decode()
+        if built != sources_digest():
+            raise KernelError(
+                f"{self.path.name} was built from sources {built}, here are {sources_digest()}; build it again: "
+                "install the package, or in a checkout python setup.py build_ext --inplace"
+            )
+
     def _check_layout(self) -> None:
         for name, kind in structures().items():
             built = self._lib.ps_size_of(name.encode())
@@ -74,14 +88,23 @@ class Library:
                 )
 
 
+@cache
+def sources_digest() -> str:
+    """Stands for the sources of the library, as setup.py works it out when it builds one."""
+    files = sorted(p for p in SOURCES.iterdir() if p.suffix in SOURCE_SUFFIXES)
+    content = b"".join(p.name.encode() + b"\0" + p.read_bytes() for p in files)
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
 def processors() -> int:
     """How many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find() -> Path | None:
-    """The library's file beside this module, or None where the package was built without a compiler."""
-    return next(iter(sorted(Path(__file__).resolve().parent.glob("_native*.*"))), None)
+    """This interpreter's library beside this module, or None where the package was built without a compiler."""
+    folder = Path(__file__).resolve().parent
+    return next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_native{suffix}").is_file()), None)
 
 
 def _load() -> tuple[Library | None, str]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 import photonstep
 from photonstep.demo import DEMO_FRAME
+from photonstep.kernels import native
 from photonstep.latency import Latency, measure_latency
 from photonstep.runtime.backends import openvino
 from photonstep.runtime.backends.choose import budget
@@ -72,8 +73,12 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """What `examine` found; ``auto`` is the trial of what the automatic choice took, ``choice`` says why."""
+    """What `examine` found; ``auto`` is the trial of what the automatic choice took, ``choice`` says why.
 
+    ``kernels`` says what runs the per-pixel maths around the network: the native library, or the reference and why.
+    """
+
+    kernels: str
     devices: tuple[tuple[str, str], ...]
     trials: tuple[Trial, ...]
     auto: Trial
@@ -96,7 +101,15 @@ def examine(bundle: str) -> Diagnosis:
     if restorer is not None:
         name = f"{restorer.backend_name} {restorer.precision} on {restorer.device}"
         auto = Trial(**{**vars(auto), "name": name})
-    return Diagnosis(devices=devices(), trials=trials, auto=auto, choice=choice)
+    return Diagnosis(kernels=kernels(), devices=devices(), trials=trials, auto=auto, choice=choice)
+
+
+def kernels() -> str:
+    """Return what runs the per-pixel maths, or why nothing can."""
+    try:
+        return native.describe()
+    except native.KernelError as error:
+        return f"none: {error}"
 
 
 def devices() -> tuple[tuple[str, str], ...]:

@@ -211,7 +211,8 @@ def doctor_tables(diagnosis: Diagnosis) -> Iterator[Group]:
     machine = describe()
     processor = f"{machine['cpu']}, {machine['cpu_count']} usable"
     features = " ".join(machine["cpu_features"]) or "unknown"
-    facts = [("processor", processor), ("features", features), ("system", machine["system"]), *diagnosis.devices]
+    facts = [("processor", processor), ("features", features), ("system", machine["system"])]
+    facts += [("kernels", diagnosis.kernels), *diagnosis.devices]
     yield _titled("Machine", _facts(facts))
     packages = machine["packages"]
     versions = [("photonstep", machine["photonstep"]), ("python", machine["python"]), *packages.items()]

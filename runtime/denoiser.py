@@ -114,7 +114,8 @@ class Denoiser:
         started = time.perf_counter()
         output = self._session.run(inputs)
         self.network_ms += (time.perf_counter() - started) * 1e3
-        return output[0, 0]
+        image: NDArray[np.float32] = output[0, 0]
+        return image
 
 
 class NetworkInputs:

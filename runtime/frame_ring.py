@@ -35,7 +35,7 @@ class FrameRing:
         self.reallocations = 0
         self._free = [Slot(frame=np.empty((0, 0), np.uint16)) for _ in range(depth + 2)]
         self._all = tuple(self._free)
-        self._allocated = False
+        self._layout: tuple[tuple[int, ...], np.dtype[Any]] | None = None
 
     @property
     def full(self) -> bool:
@@ -47,15 +47,22 @@ class FrameRing:
 
     def reserve(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Slot:
         """A free slot of that shape and dtype; where they are new, every free slot is allocated anew."""
+        layout = (shape, dtype)
+        if layout != self._layout:
+            self.reallocations += self._layout is not None
+            self._layout = layout
+            for free in self._free:
+                _fit(free, layout)
         slot = self._free.pop()
-        if slot.frame.shape != shape or slot.frame.dtype != dtype:
-            self.reallocations += self._allocated
-            self._allocated = True
-            for stale in (slot, *self._free):
-                # zeros are written, not only promised: the first frames do not pay for fresh memory pages
-                stale.frame = np.full(shape, 0, dtype)
+        _fit(slot, layout)  # it may have been in use when the layout changed
         return slot
 
     def give_back(self, slot: Slot) -> None:
         slot.settings = None
         self._free.append(slot)
+
+
+def _fit(slot: Slot, layout: tuple[tuple[int, ...], np.dtype[Any]]) -> None:
+    if (slot.frame.shape, slot.frame.dtype) != layout:
+        # zeros are written, not only promised: the first frames do not pay for fresh memory pages
+        slot.frame = np.full(layout[0], 0, layout[1])

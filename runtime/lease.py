@@ -58,6 +58,7 @@ class BufferPool:
     def __init__(self, count: int) -> None:
         self._buffers = [Buffer() for _ in range(count)]
         self._free = list(self._buffers)
+        self._wanted = count
         # the garbage collector may run in any thread at any moment, even while that thread holds the lock: what it
         # gives back is noted without a lock, and collected by the next `lend`
         self.returned: deque[Buffer] = deque()
@@ -78,14 +79,16 @@ class BufferPool:
 
     def grow(self, count: int) -> None:
         """Add buffers; they are allocated when they are lent first."""
+        self._wanted += count
         more = [Buffer() for _ in range(count)]
         self._buffers += more
         self._free += more
 
     def shrink(self, count: int) -> None:
-        """Take free buffers away again, as far as there are any."""
+        """Take buffers away again: free ones now, others when they come back."""
+        self._wanted -= count
         self.sweep()
-        for _ in range(min(count, len(self._free))):
+        while self._free and len(self._buffers) > self._wanted:
             self._buffers.remove(self._free.pop())
 
     def fit(self, shape: tuple[int, ...], dtype: np.dtype[Any], *, preview: bool) -> None:
@@ -107,7 +110,11 @@ class BufferPool:
 
     def let_go(self, buffer: Buffer) -> None:
         buffer.holders -= 1
-        if not buffer.holders:
+        if buffer.holders:
+            return
+        if len(self._buffers) > self._wanted:
+            self._buffers.remove(buffer)
+        else:
             self._free.append(buffer)
 
     def sweep(self) -> None:

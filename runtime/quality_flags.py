@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..kernels import ops
 from .camera import Camera
+from .errors import BackendError
 from .manifest import OperatingRange
 
 SATURATED_SHARE: Final = 1e-3
@@ -64,8 +65,16 @@ def examine(
     sigma : noise level of the frame in model units
     full, missing : (H, W) pixels that were saturated or held no count; None for none
     report : also tell the numbers
+
+    Raises
+    ------
+    BackendError : the restoration is not finite
     """
     variance, cut_off = residual.variance, residual.cut_off
+    if not np.isfinite(variance):
+        raise BackendError(
+            "the network gave values that are not finite; try precision='fp32' or another backend: photonstep doctor"
+        )
     correlation = (residual.along_y / max(variance, 1e-6), residual.along_x / max(variance, 1e-6))
     readout_e = camera.median_readout_noise_e
     # with little light the transform cannot stabilise, and the residual is weak for a good reason

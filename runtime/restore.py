@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ..kernels import ops
+from ..kernels import native, ops
 from . import pixel_integration, quality_flags, samplers, start
 from .backends.choose import Choice, Probe, open_session
 from .bundle import Bundle
@@ -28,6 +28,7 @@ from .frames import bridge_missing, check_frames, output_array
 from .normalise import RangeTracker
 from .photon_balance import photon_balance
 from .plan import Output, Plan, Result, side_of_tile
+from .temporal import FusionSettings, TemporalFusion
 from .tiling import pad_to_multiple, plan_tiles
 from .workspace import Workspace
 
@@ -118,7 +119,7 @@ class Restorer:
         seed : of the noise that stochastic samplers add
         tile_px : restore in tiles of this side, pixels of the result; None decides by the result's size
         tracker : from `tracker`, shared by the calls that restore one sequence frame by frame; None starts anew
-        fusion : a memory of the measured frames of one sequence; None looks at each frame alone
+        fusion : from `fusion`, shared like ``tracker``: frames in which nothing moved are fused; None fuses none
         out : array to write the image into, C order, of the result's shape and dtype; None makes one
 
         Returns
@@ -176,6 +177,10 @@ class Restorer:
     def tracker(self) -> RangeTracker:
         """A memory of brightness for one sequence: its frames, restored in separate calls, then do not flicker."""
         return RangeTracker(self.bundle.manifest.normalisation)
+
+    def fusion(self, settings: FusionSettings | None = None) -> TemporalFusion:
+        """A memory of the measured frames of one sequence, for `restore`: less noise wherever nothing moved."""
+        return TemporalFusion(settings)
 
     def _restore_plane(
         self, frame: NDArray[Any], camera: Camera, plan: Plan, tracker: RangeTracker, fusion: Fusion | None,
@@ -317,8 +322,12 @@ def load(
     Raises
     ------
     BundleError : no such bundle, or it is damaged
-    BackendError : the device or backend cannot be used; the message names the cause
+    BackendError : the device, backend or kernels cannot be used; the message names the cause
     """
+    try:
+        native.library()
+    except native.KernelError as error:
+        raise BackendError(str(error)) from None
     opened = bundle if isinstance(bundle, Bundle) else Bundle.load(find_bundle(bundle))
     networks: dict[str, bytes] = {p: opened.network(p) for p in opened.networks}
     choice = open_session(

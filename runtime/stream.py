@@ -11,6 +11,7 @@ import asyncio
 import atexit
 import gc
 import logging
+import numbers
 import threading
 import time
 import weakref
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("photonstep.stream")
 EVENTS: Final = ("stage_moved", "exposure_changed", "focus_moved")
 JOIN_S: Final = 10.0
+CALLBACK_S: Final = 2.0  # that close waits for a callback to return
 EARLIEST_CAPTURE_NS: Final = 3600 * 10**9
 LATEST_CAPTURE_NS: Final = 10**9
 
@@ -117,7 +119,7 @@ class LiveStream:
         """
         check_plane(frame, self._restoring.scale, "frame")
         self._check_capture(capture_ns)
-        return self._exchange.put(frame, capture_ns, self._settings, timeout)
+        return self._exchange.put(frame, None if capture_ns is None else int(capture_ns), self._settings, timeout)
 
     def event(self, name: str) -> None:
         """Say that what follows is another scene: brightness and fused measurements start anew with the next frame.
@@ -251,8 +253,9 @@ class LiveStream:
             self._thread.join(JOIN_S)
             if self._thread.is_alive():
                 log.error("the stream's worker did not end in %g s: the device hangs", JOIN_S)
+                return  # closing what it works with would wait for it
         for subscription in self._subscriptions:
-            subscription.join(JOIN_S / 5)
+            subscription.join(CALLBACK_S)
         if self._drops is not None:
             self._drops.close()
         if self._own_fallback is not None:
@@ -300,6 +303,10 @@ class LiveStream:
             delivered_ns=restored_ns, network_ms=facts.network_ms,
         )  # fmt: skip
         self._exchange.hand_over(slot, buffer, facts, times, late=late)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Once: take what lives out of the garbage collector's sight."""
         if not self._frozen:
             self._frozen = True
             gc.collect()
@@ -329,8 +336,8 @@ class LiveStream:
         if capture_ns is None:
             return
         now_ns = self._clock_ns()
-        if not isinstance(capture_ns, int) or not (
-            now_ns - EARLIEST_CAPTURE_NS <= capture_ns <= now_ns + LATEST_CAPTURE_NS
+        if not isinstance(capture_ns, numbers.Integral) or not (
+            now_ns - EARLIEST_CAPTURE_NS <= int(capture_ns) <= now_ns + LATEST_CAPTURE_NS
         ):
             raise StreamError(
                 f"capture_ns is {capture_ns!r}, the stream's clock says {now_ns}; expected nanoseconds of "
@@ -364,6 +371,7 @@ class LiveStream:
                 self._own_fallback.close()
             raise
         self._exchange.allocate(frame, self._restoring.scale, preview=settings.preview is not None)
+        self._freeze()
 
     def _note_drop(self, drop: Drop) -> None:
         if self._drops is not None:

@@ -16,9 +16,11 @@ from .errors import BackendError, PhotonstepError
 from .live_result import Facts
 from .normalise import RangeTracker
 from .stream_settings import StreamSettings
+from .temporal import FusionSettings, TemporalFusion
 
 if TYPE_CHECKING:
-    from .restore import Fusion, Restorer
+    from .backends.protocol import Session
+    from .restore import Restorer
 
 log = logging.getLogger("photonstep.stream")
 FIRST_RETRY_S: Final = 0.5
@@ -35,6 +37,7 @@ class Source:
     tracker: RangeTracker
     warmed: set[tuple[Any, ...]] = field(default_factory=set)
     lost: str | None = None  # why the device failed
+    lost_session: Session | None = None  # the one that failed
     retry_ns: int = 0
     retry_s: float = FIRST_RETRY_S
 
@@ -56,7 +59,7 @@ class StreamRestorer:
         self._sources = [Source(name="", restorer=restorer, tracker=restorer.tracker())]
         self._estimated: Camera | None = None
         self._camera: Camera | None = None
-        self._fusion: Fusion | None = None
+        self._fusion: TemporalFusion | None = None
         self._warm_frame: NDArray[Any] | None = None
         self.ladder = Ladder()
 
@@ -79,7 +82,7 @@ class StreamRestorer:
         """The scene, focus or exposure changed: forget brightness and fused measurements."""
         for source in self._sources:
             source.tracker = source.restorer.tracker()
-        self._fusion = None
+        self._forget_fused()
 
     def restore(self, frame: NDArray[Any], settings: StreamSettings, *, capture_ns: int, out: NDArray[Any]) -> Outcome:
         """Restore into ``out``, or copy the raw frame there and say why; raises nothing that a frame can cause.
@@ -100,9 +103,10 @@ class StreamRestorer:
             self._prepare(frame, camera, settings)
             outcome = self._climb(frame, camera, settings, capture_ns, out, flags)
         except Exception as error:  # whatever a frame does to the restoration, the stream goes on
-            self._fusion = None  # it may have taken half of the frame in
+            self._forget_fused()  # it may have taken half of the frame in
             errors.append(f"{type(error).__name__}: {error}")
             flags.append("restore_failed")
+            self._report(f"a frame could not be restored: {errors[-1]}")
             if not isinstance(error, PhotonstepError):
                 log.exception("a frame could not be restored")
             outcome = None
@@ -224,16 +228,22 @@ class StreamRestorer:
         if camera is None:
             camera = self._estimated = self._estimated or Camera.estimate(frame)
         if camera is not self._camera:
-            self._fusion = None  # what was fused was stabilised with other numbers
+            self._forget_fused()  # what was fused was stabilised with other numbers
             self._camera = camera
         return camera
 
-    def _fusion_of(self, settings: StreamSettings) -> Fusion | None:
+    def _fusion_of(self, settings: StreamSettings) -> TemporalFusion | None:
         if not settings.temporal:
             self._fusion = None
-        elif self._fusion is None:
-            self._fusion = self._main.restorer.fusion()
+            return None
+        wanted = settings.temporal if isinstance(settings.temporal, FusionSettings) else FusionSettings()
+        if self._fusion is None or self._fusion.settings != wanted:
+            self._fusion = TemporalFusion(wanted)
         return self._fusion
+
+    def _forget_fused(self) -> None:
+        if self._fusion is not None:
+            self._fusion.reset()
 
     def _prepare(self, frame: NDArray[Any], camera: Camera, settings: StreamSettings) -> None:
         """At a frame shape's first frame: compile the networks, and measure them where there is a deadline."""
@@ -266,10 +276,10 @@ class StreamRestorer:
         if source.lost is None:
             log.error("%s fails: %s", source.restorer, error)
             self._report(f"{source.restorer.bundle.manifest.name} fails: {error}")
-        source.lost = str(error)
+        source.lost, source.lost_session = str(error), source.restorer.choice.session
         source.retry_ns = self._clock_ns() + int(source.retry_s * 1e9)
         source.retry_s = min(2 * source.retry_s, LONGEST_RETRY_S)
-        self._fusion = None
+        self._forget_fused()
         source.tracker = source.restorer.tracker()
 
     def _revive(self) -> None:
@@ -278,11 +288,13 @@ class StreamRestorer:
             if source.lost is None or self._clock_ns() < source.retry_ns:
                 continue
             try:
-                source.restorer.reopen()
+                # another stream that shares the restorer may have opened it anew already
+                if source.restorer.choice.session is source.lost_session:
+                    source.restorer.reopen()
             except PhotonstepError as error:
                 self._lose(source, BackendError(f"{source.lost.split('; opened anew')[0]}; opened anew: {error}"))
                 continue
-            source.lost = None
+            source.lost = source.lost_session = None
             source.warmed.clear()
             self.ladder.forget(source.name)
             self._report(f"{source.restorer.bundle.manifest.name} was opened anew")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .camera import Camera
 from .errors import CameraError, StreamError
+from .temporal import FusionSettings
 
 if TYPE_CHECKING:
     from .restore import Restorer
@@ -39,7 +40,7 @@ class StreamSettings:
     deadline_ms : from capture to result; None sets no limit, and every frame gets ``steps``
     policy : "latest" (a newer frame replaces a waiting one), "all" (nothing is replaced, `put` refuses when the ring is
         full) or "drop_oldest" (the oldest waiting frame makes room)
-    temporal : fuse the measurements of successive frames where nothing moves
+    temporal : fuse the measurements of successive frames where nothing moves: True, or `FusionSettings`
     steps : most network evaluations per frame; None takes the bundle's default
     preview : 8-bit pictures: "auto" (smoothed percentiles), (low, high) in the image's units, or None for none
     ring : frames that may wait; "latest" keeps one
@@ -48,7 +49,7 @@ class StreamSettings:
         and the first is another one; None has none
     keep_warm_ms : after so long without a frame a small evaluation keeps threads and caches warm, again and again; None
         does not
-    freeze_gc : `gc.freeze` after the first frame of the stream, for the whole process
+    freeze_gc : `gc.freeze` after ``warm_up`` or the first frame of the stream, for the whole process
     warm_up : a frame like those that will come: what their first one would pay is paid before the stream opens
     on_drop : called with a `Drop` for every frame that no consumer gets, on a thread of its own
     callback_crashes : a callback that raises so many times in a row is called no more
@@ -63,7 +64,7 @@ class StreamSettings:
     camera: Camera | None = None
     deadline_ms: float | None = None
     policy: Policy = "latest"
-    temporal: bool = False
+    temporal: bool | FusionSettings = False
     steps: int | None = None
     preview: Preview = "auto"
     ring: int = 8
@@ -91,9 +92,10 @@ class StreamSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 1024:
                 raise StreamError(f"{name} is {value!r}; expected a whole number from {least} to 1024")
-        for name in ("temporal", "freeze_gc"):
-            if not isinstance(getattr(self, name), bool):
-                raise StreamError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        if not isinstance(self.temporal, bool | FusionSettings):
+            raise StreamError(f"temporal is {self.temporal!r}; expected True, False or FusionSettings")
+        if not isinstance(self.freeze_gc, bool):
+            raise StreamError(f"freeze_gc is {self.freeze_gc!r}; expected True or False")
         self._check_preview()
         if isinstance(self.fallback, str) and self.fallback != "auto":
             raise StreamError(f"fallback is {self.fallback!r}; pass photonstep.load({self.fallback!r}), 'auto' or None")
@@ -132,7 +134,7 @@ class StreamOptions(TypedDict, total=False):
     camera: Camera | None
     deadline_ms: float | None
     policy: Policy
-    temporal: bool
+    temporal: bool | FusionSettings
     steps: int | None
     preview: Preview
     ring: int
@@ -151,7 +153,7 @@ class HotOptions(TypedDict, total=False):
 
     camera: Camera | None
     deadline_ms: float | None
-    temporal: bool
+    temporal: bool | FusionSettings
     steps: int | None
     preview: Preview
 

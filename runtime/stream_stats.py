@@ -46,7 +46,8 @@ class StreamStats:
     ``waiting`` counts frames in the ring, in work and undelivered. ``fps`` is the rate of the last results. ``plans``
     says how often each plan was run; ``errors`` holds the last messages, ``error_count`` all of them. ``reallocations``
     counts changes of frame shape or dtype. ``buffer_bytes`` is the memory of ring and output buffers. ``stages``:
-    queue (put to start), compute (start to result), network (part of compute), deliver (result to consumer), total.
+    queue (put to start), compute (start to result), network (part of compute; without raw frames), deliver (result to
+    consumer), total (capture to consumer).
     """
 
     put: int
@@ -84,8 +85,10 @@ class Tally:
         self.plans[plan] += 1
         self.late += late
         self._restored_ns.append(times.restored_ns)
-        for stage, ms in (("queue", times.queue_ms), ("compute", times.compute_ms), ("network", times.network_ms)):
-            self._histograms[stage].record(ms)
+        self._histograms["queue"].record(times.queue_ms)
+        self._histograms["compute"].record(times.compute_ms)
+        if times.network_ms:  # a raw frame has not been there
+            self._histograms["network"].record(times.network_ms)
 
     def taken(self, times: FrameTimes) -> None:
         """Count a result's first consumer."""

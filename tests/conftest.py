@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
+import native_library
 import numpy as np
 import pytest
 import tifffile
@@ -19,6 +20,20 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile("repeatable")
+
+# Before a test or another conftest can load it. An installed photonstep has its own library, or none on purpose.
+IS_CHECKOUT = Path(ps.__file__).resolve().parents[1] == native_library.ROOT
+BUILD_FAILURE = native_library.build() if IS_CHECKOUT else ""
+
+
+def pytest_report_header():
+    from photonstep.kernels import native
+
+    failure = f"; a build from the sources as they are now failed: {BUILD_FAILURE}" if BUILD_FAILURE else ""
+    try:
+        return f"kernels: {native.describe()}{failure}"
+    except native.KernelError as error:
+        return f"kernels: {error}{failure}"
 
 
 @dataclass(frozen=True)

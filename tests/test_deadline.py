@@ -107,6 +107,14 @@ def test_what_never_fits_is_tried_ever_more_rarely():
     assert [b - a for a, b in pairwise(tries)] == [64 << i for i in range(len(tries) - 1)]
 
 
+def test_a_rung_back_in_favour_is_tried_soon_again_after_its_next_fall():
+    ladder, only, slow, fast = taught(k1=60), rungs_of("", 1), {"K=1": 60}, {"K=1": 10}
+    run_frames(ladder, only, 15, slow, 500)  # tries 32, 64, 128 and 256 frames apart
+    assert run_frames(ladder, only, 15, fast, 600)[-1] == "K=1"
+    run_frames(ladder, only, 15, slow, 2)
+    assert "K=1" in run_frames(ladder, only, 15, fast, RETRY_FRAMES + 2)
+
+
 def test_a_prediction_that_does_not_fit_saves_the_try():
     ladder = taught(k2=20, k1=10)
     ladder.record(MAIN[0], SHAPE, total_ms=40, network_ms=36)
@@ -205,6 +213,28 @@ def test_a_sudden_slowness_is_late_once_and_then_the_plan_shrinks(machine, nano)
             live.update(deadline_ms=None)
             assert restored_plans(live, machine, 1)[0][0] == "K=4"
             assert accounts_balance(live.stats())
+
+
+@within(30)
+@pytest.mark.parametrize(("waited_ms", "plan"), [(20, "K=2"), (34, "K=1"), (40, "live K=1"), (44, "raw")])
+def test_time_spent_waiting_for_a_shared_restorer_counts(machine, restorer, nano, waited_ms, plan):
+    """Another stream has the restorer: what fitted when the frame was taken may not fit when its turn comes."""
+    machine.fallback_ms = 3.0
+    settings = {"camera": CAMERA, "keep_warm_ms": None, "fallback": nano, "steps": 4, "clock_ns": machine.clock}
+    with (
+        tampered(restorer, machine.main),
+        tampered(nano, machine.fallback),
+        restorer.stream(deadline_ms=45, warm_up=simulated_frame(), **settings) as live,
+    ):
+        with restorer.turn:
+            live.put(simulated_frame())
+            while not restorer.turn._queue:
+                pass
+            machine.clock.advance(waited_ms)
+        result = live.get(timeout=10)
+        assert result.plan == plan
+        assert "late" not in result.flags
+        assert "device_lost" not in result.flags
 
 
 @within(30)

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from simulated_frames import photograph, photons_of
 
-from photonstep import Camera
+from photonstep import BackendError, Camera
 from photonstep.runtime.quality_flags import FLAGS
 
 PIXEL_SHARING = ([1.0], [1.0, 0.8])
@@ -126,3 +126,18 @@ def test_a_camera_with_an_offset_above_the_frame_is_told(restorer):
     flags = restorer.restore(frame, camera=camera).flags
     assert "noise_mismatch" in flags
     assert "correlated_noise" not in flags
+
+
+def test_a_network_that_gives_no_numbers_is_an_error(restorer, good, monkeypatch):
+    """Half precision that overflows, a broken driver: dark pixels that look like light would be worse."""
+    session = restorer.choice.session
+    run = session.run
+
+    def broken(inputs):
+        output = run(inputs).copy()
+        output[..., 40:120, :] = np.nan
+        return output
+
+    monkeypatch.setattr(session, "run", broken)
+    with pytest.raises(BackendError, match="not finite"):
+        restorer.restore(good[0], camera=good[1])

@@ -11,6 +11,7 @@ from fault_injection import Gate, accounts_balance, simulated_frame, tampered, w
 import photonstep as ps
 from photonstep import CameraError, PlanError, ShapeError, StreamError, StreamFull
 from photonstep.runtime.stream_settings import SETTING_NAMES, Drop, HotOptions, StreamOptions
+from photonstep.runtime.temporal import FusionSettings
 
 CAMERA = ps.Camera(offset_adu=100.0, readout_noise_e=0.5)
 
@@ -427,7 +428,10 @@ def test_freezing_garbage_is_a_choice(engine):
         live.put(simulated_frame())
         take(live)
     assert gc.get_freeze_count() == 0
-    with open_stream(engine, freeze_gc=True) as live:
+    with open_stream(engine, freeze_gc=True):
+        assert gc.get_freeze_count() > 0
+    gc.unfreeze()
+    with open_stream(engine, freeze_gc=True, warm_up=None) as live:
         live.put(simulated_frame())
         take(live)
         live.close()
@@ -439,26 +443,48 @@ def test_freezing_garbage_is_a_choice(engine):
 
 
 class RecordingFusion:
-    """Looks at frames, fuses nothing."""
+    """Fuses nothing, and notes what it is asked to do: a number of frames after each reset."""
 
-    def __init__(self):
-        self.frames = 0
+    def __init__(self, settings):
+        self.settings = settings
+        self.frames = [0]
 
     def update(self, z, camera):
-        self.frames += 1
+        self.frames[-1] += 1
         return z, 1.0
+
+    def reset(self):
+        if self.frames[-1]:
+            self.frames.append(0)
 
 
 @pytest.fixture
-def fusions(engine, monkeypatch):
+def fusions(monkeypatch):
     made = []
 
-    def fusion():
-        made.append(RecordingFusion())
+    def fusion(settings):
+        made.append(RecordingFusion(settings))
         return made[-1]
 
-    monkeypatch.setattr(engine, "fusion", fusion, raising=False)
+    monkeypatch.setattr("photonstep.runtime.stream_restore.TemporalFusion", fusion)
     return made
+
+
+@within(20)
+def test_a_still_scene_gets_less_noise_from_frame_to_frame(engine):
+    """Fused as `restore` fuses with a fusion of its own; the noise level falls to that of four frames."""
+    from photonstep.runtime.temporal import TemporalFusion
+
+    tracker, fusion = engine.tracker(), TemporalFusion()
+    sigmas = []
+    with open_stream(engine, temporal=True, policy="all") as live:
+        for number in range(8):
+            live.put(simulated_frame(number))
+            with take(live) as result:
+                wanted = engine.restore(simulated_frame(number), camera=CAMERA, tracker=tracker, fusion=fusion)
+                assert np.array_equal(result.image, wanted.image)
+                sigmas.append(result.sigma)
+    assert 0.45 < sigmas[-1] / sigmas[0] < 0.65
 
 
 @within(20)
@@ -470,7 +496,7 @@ def test_temporal_fusion_sees_every_frame_and_starts_anew_after_an_event(engine,
             live.put(simulated_frame(number))
         for _ in range(5):
             take(live).release()
-    assert [f.frames for f in fusions] == [3, 2]
+    assert [f.frames for f in fusions] == [[3, 2]]
 
 
 @within(20)
@@ -486,17 +512,20 @@ def test_an_event_is_not_lost_with_the_frame_that_followed_it(engine, fusions):
         take(live)
         gate.open()
         assert take(live).frame_id == 2
-    assert [f.frames for f in fusions] == [1, 1]
+    assert [f.frames for f in fusions] == [[1, 1]]
 
 
 @within(20)
 def test_fusion_ends_and_starts_with_its_setting_and_its_camera(engine, fusions):
     with open_stream(engine, temporal=True, policy="all") as live:
-        for number, change in enumerate(({}, {"temporal": False}, {"temporal": True}, {"camera": ps.Camera()})):
+        other = FusionSettings(n_max=8)
+        changes = ({}, {"temporal": False}, {"temporal": True}, {"camera": ps.Camera()}, {"temporal": other})
+        for number, change in enumerate(changes):
             live.update(**change)
             live.put(simulated_frame(number))
             take(live)
-    assert [f.frames for f in fusions] == [1, 1, 1]
+    assert [f.frames for f in fusions] == [[1], [1, 1], [1]]
+    assert fusions[-1].settings is other
 
 
 def test_unknown_events_are_refused(engine):
@@ -553,6 +582,17 @@ def test_a_callback_may_keep_its_result(engine):
 
 
 @within(20)
+def test_an_idle_subscriber_holds_no_buffer(engine):
+    with open_stream(engine, policy="all") as live:
+        live.subscribe(lambda _: None)
+        live.put(simulated_frame())
+        assert live.drain(10)
+        pool = live._exchange._pool
+        with live._exchange.lock:
+            assert pool.free == pool.count == 6
+
+
+@within(20)
 def test_polling_beside_a_subscriber(engine):
     seen = []
     with open_stream(engine, policy="all") as live:
@@ -587,6 +627,31 @@ def test_coroutines_get_results_without_a_thread(engine):
 # --- several cameras ---
 
 
+class Overlaps:
+    """``before`` for `tampered`: notes runs that begin while another one is under way."""
+
+    def __init__(self):
+        self.seen, self._inside = 0, 0
+
+    def look(self, _):
+        self._inside += 1
+        self.seen += self._inside > 1
+        threading.Event().wait(0.002)  # whoever does not wait for its turn comes in here
+        self._inside -= 1
+
+
+@within(30)
+def test_plain_calls_and_a_stream_share_a_restorer(engine):
+    overlaps, frame = Overlaps(), simulated_frame()
+    wanted = engine.restore(frame, camera=CAMERA).image
+    with open_stream(engine, policy="all", ring=20, buffers=20) as live, tampered(engine, overlaps.look):
+        for _ in range(15):
+            live.put(frame)
+        assert all(np.array_equal(engine.restore(frame, camera=CAMERA).image, wanted) for _ in range(15))
+        assert live.drain(10)
+    assert not overlaps.seen
+
+
 @within(30)
 def test_two_cameras_share_a_restorer(engine):
     other = ps.Camera(offset_adu=90.0, gain_e_per_adu=0.5)
@@ -606,11 +671,14 @@ def test_two_cameras_share_a_restorer(engine):
                 with take(live) as result:
                     got[first].append(result.image.copy())
 
+    overlaps = Overlaps()
     threads = [threading.Thread(target=drive, args=a) for a in ((CAMERA, 0), (other, 100))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with tampered(engine, overlaps.look):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not overlaps.seen
     for first in wanted:
         assert len(got[first]) == count
         assert all(np.array_equal(a, b) for a, b in zip(got[first], wanted[first], strict=True))

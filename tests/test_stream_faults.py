@@ -107,7 +107,8 @@ def test_a_crash_in_on_drop_is_isolated(engine):
 
 
 @within(20)
-def test_a_stalled_callback_does_not_stall_close(engine):
+def test_a_stalled_callback_does_not_stall_close(engine, monkeypatch):
+    monkeypatch.setattr("photonstep.runtime.stream.CALLBACK_S", 0.05)
     stuck = threading.Event()
     live = open_stream(engine)
     live.subscribe(lambda _: stuck.wait(15))
@@ -201,6 +202,7 @@ def test_any_exception_that_a_frame_raises_is_that_frames_alone(engine):
     assert [r.plan for r in results] == ["K=1", "raw", "K=1"]
     assert results[1].flags == ("restore_failed",)
     assert results[1].error == "ValueError: numbers do not add up"
+    assert live.stats().errors == ("a frame could not be restored: ValueError: numbers do not add up",)
 
 
 @within(20)
@@ -265,6 +267,27 @@ def test_a_lost_device_gives_labelled_raw_frames_and_recovers(engine, monkeypatc
         errors = live.stats().errors
         assert errors[0] == "live fails: the device is gone"
         assert errors[-1] == "live was opened anew"
+
+
+@within(30)
+def test_two_streams_open_their_restorer_anew_once(engine, monkeypatch):
+    clock, reopened = ManualClock(), []
+    real_reopen = ps.Restorer.reopen
+
+    def reopen(self):
+        reopened.append(self)
+        real_reopen(self)
+
+    monkeypatch.setattr(ps.Restorer, "reopen", reopen)
+    with (
+        open_stream(engine, clock_ns=clock) as one,
+        open_stream(engine, clock_ns=clock) as two,
+        tampered(engine, lost_from(0)),
+    ):
+        assert [restored(live)[0].plan for live in (one, two)] == ["raw", "raw"]
+        clock.advance(600)
+        assert [restored(live)[0].plan for live in (one, two)] == ["K=1", "K=1"]
+    assert len(reopened) == 1
 
 
 @within(30)
@@ -452,14 +475,20 @@ def test_the_interpreter_exits_without_close(moment):
         import time
         import numpy as np
         import photonstep as ps
+        moment = {moment!r}
         restorer = ps.load("live", precision="fp32", threads=1)
-        live = restorer.stream(camera=ps.Camera(), keep_warm_ms=1 if {moment!r} == "while keeping warm" else None)
         frame = np.random.default_rng(0).poisson(20, (256, 256)).astype(np.uint16)
-        if {moment!r} == "with a callback":
+        keep_warm_ms = 1 if moment == "while keeping warm" else None
+        # room for every frame: at the end of the program the worker is in the middle of the network
+        live = restorer.stream(
+            camera=ps.Camera(), policy="all", ring=100, buffers=110, warm_up=frame, keep_warm_ms=keep_warm_ms
+        )
+        if moment == "with a callback":
             live.subscribe(lambda result: time.sleep(0.01))
-        live.put(frame)
-        if {moment!r} != "busy":
-            time.sleep(0.3)
+        for _ in range(100 if moment == "busy" else 3):
+            live.put(frame)
+        if moment != "busy":
+            time.sleep(0.2)
         print("end of program", flush=True)
     """
     done = subprocess.run(

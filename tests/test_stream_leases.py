@@ -80,3 +80,18 @@ def test_garbage_may_be_collected_while_the_lock_is_held():
         del lease
         gc.collect()
         assert pool.free == 1
+
+
+def test_a_pool_gets_as_small_as_it_was():
+    pool = BufferPool(1)
+    _, first = lent(pool)
+    for _ in range(3):  # a consumer that comes and goes while every buffer is held
+        pool.grow(1)
+        _, second = lent(pool)
+        pool.shrink(1)
+        assert pool.lend() is None
+        second.release()
+        pool.sweep()
+        assert (pool.count, pool.free) == (1, 0)
+    first.release()
+    assert pool.free == 1

@@ -12,13 +12,15 @@ from onnx import TensorProto, helper
 
 import photonstep as ps
 from photonstep import BackendError
-from photonstep.export import engine_cache, qdq, tensorrt
+from photonstep.export import qdq, tensorrt
 from photonstep.export.activation_ranges import observed_ranges
-from photonstep.export.engine_cache import EngineKey, path_of, read_engine, write_engine
 from photonstep.export.half import to_half
 from photonstep.export.onnx import to_onnx
 from photonstep.export.tensorrt import TARGETS, Profile
+from photonstep.kernels import disk_cache
 from photonstep.models.network import Denoiser, NetworkConfig
+from photonstep.runtime.backends import engine_build
+from photonstep.runtime.backends.engine_cache import EngineKey, path_of, read_engine, write_engine
 from photonstep.runtime.bundle import Bundle, write_bundle
 from photonstep.runtime.errors import TrainingError
 from photonstep.runtime.restore import find_bundle
@@ -202,7 +204,7 @@ def test_classic_tensorrt_asks_for_a_driver_before_it_constructs_anything(monkey
     """Its Runtime and Builder can crash the process where there is no driver."""
 
     monkeypatch.setitem(sys.modules, "tensorrt", types.ModuleType("tensorrt"))  # touching it is an AttributeError
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: None)
+    monkeypatch.setattr(engine_build, "find_gpu", lambda: None)
     with pytest.raises(BackendError, match="no NVIDIA driver"):
         tensorrt.build("live", flavour="classic", cache=tmp_path)
 
@@ -229,8 +231,8 @@ def test_the_key_changes_with_everything_that_decides_an_engine():
 
 def test_the_key_holds_gpu_driver_and_library(monkeypatch):
     gpu = tensorrt.Gpu(name="NVIDIA RTX 4090", capability="sm_89", driver="13010")
-    monkeypatch.setattr(tensorrt, "find_gpu", lambda: gpu)
-    monkeypatch.setattr(tensorrt, "library", lambda flavour: type("Library", (), {"__version__": "11.4.0"}))
+    monkeypatch.setattr(engine_build, "find_gpu", lambda: gpu)
+    monkeypatch.setattr(engine_build, "library", lambda flavour: type("Library", (), {"__version__": "11.4.0"}))
     made = tensorrt.engine_key("ab", precision="fp16", flavour="classic", profile=SMALL, targets=())
     assert (made.gpu, made.driver, made.library) == ("NVIDIA RTX 4090 sm_89", "13010", "tensorrt 11.4.0")
     ahead = tensorrt.engine_key("ab", precision="fp16", flavour="rtx", profile=SMALL, targets=TARGETS)
@@ -255,7 +257,7 @@ def test_an_interrupted_write_leaves_the_old_engine(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(engine_cache.os, "fsync", full)
+    monkeypatch.setattr(disk_cache.os, "fsync", full)
     with pytest.raises(BackendError, match="No space left"):
         write_engine(KEY, b"new", tmp_path)
     assert read_engine(KEY, tmp_path) == b"old"
@@ -263,10 +265,10 @@ def test_an_interrupted_write_leaves_the_old_engine(tmp_path, monkeypatch):
 
 
 def test_the_cache_lies_where_the_variable_says(monkeypatch, tmp_path):
-    monkeypatch.setenv(engine_cache.CACHE_VARIABLE, str(tmp_path / "here"))
-    assert engine_cache.cache_folder() == tmp_path / "here"
-    monkeypatch.delenv(engine_cache.CACHE_VARIABLE)
-    assert engine_cache.cache_folder().parts[-2:] == (".cache", "photonstep")
+    monkeypatch.setenv(disk_cache.VARIABLE, str(tmp_path / "here"))
+    assert disk_cache.cache_folder() == tmp_path / "here"
+    monkeypatch.delenv(disk_cache.VARIABLE)
+    assert disk_cache.cache_folder().parts[-2:] == (".cache", "photonstep")
 
 
 def test_bundles_carry_no_engines():

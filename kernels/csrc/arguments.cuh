@@ -69,7 +69,8 @@ struct Counts {
     const float *per_gain_map, *offset_map;
     void* counts;
     int64_t counts_stride;
-    double light;  // out: sum of max(0, electrons gain + shift)
+    double light;   // out: sum of max(0, electrons gain + shift)
+    double* parts;  // a GPU's partial sums; null on the CPU
 };
 
 // Means of whole block x block squares of image scale + bias.
@@ -89,6 +90,7 @@ struct Residual {
     float span, centre, per_noise;
     double squares, along_y, along_x;           // out: sums of r^2, r(y) r(y+1), r(x) r(x+1)
     int64_t pixels, pairs_y, pairs_x, cut_off;  // out: how many of each; pixels with z <= 0
+    double* parts;                              // a GPU's partial sums; null on the CPU
 };
 
 // Order statistics of finite floats: value[i] is the one of rank[i] (0 is the least).
@@ -97,7 +99,8 @@ struct OrderStatistics {
     int64_t count;
     int32_t ranks;
     int64_t rank[8];
-    float value[8];  // out
+    float value[8];     // out
+    uint32_t* scratch;  // a GPU's histograms; null on the CPU
 };
 
 // magnitude = |[1 -2 1] x [1 -2 1]|, (height - 2, width - 2)
@@ -117,14 +120,92 @@ struct Preview {
     uint8_t* grey;
 };
 
-// Two lanes of a sum over all pixels of a hash of value and place; pixels at or above full.
+// Where hashed: two lanes of a sum over all pixels of a hash of value and place. Always: pixels at or above full.
 struct Content {
     const void* frame;
     int64_t frame_stride, height, width;
+    int32_t pixel_type, hashed;
+    float full;
+    uint32_t low, high;  // out; a GPU adds to them: 0 before
+    int64_t full_pixels; // out; the same
+};
+
+// What follows stands in device memory only: on a GPU the frame's range and balance are never read by the host in between.
+
+// to = a window of from that begins at (top, left); beyond the lower and right edge from is mirrored
+struct Window {
+    const float* from;
+    int64_t from_stride, from_height, from_width, top, left;
+    float* to;
+    int64_t to_stride, height, width;
+};
+
+struct Fill {
+    float* to;
+    int64_t count;
+    float value;
+};
+
+// How many pixels at or above full lie in every whole block, and in the frame.
+struct FullPixels {
+    const void* frame;
+    int64_t frame_stride, height, width, block;
     int32_t pixel_type;
     float full;
-    uint32_t low, high;  // out
-    int64_t full_pixels; // out
+    float* blocks;
+    int64_t total;  // out; a GPU adds to it: 0 before
+};
+
+// Levels of a frame from four order statistics (the neighbours of two percentiles), smoothed over frames, and the numbers
+// that follow from them written where the next kernels read them. Levels of rows are relative before, absolute after.
+struct Range {
+    const OrderStatistics* statistics;
+    double fraction[2], before[2];
+    double memory, new_scene, minimum_range, low_u, high_u, degradation;
+    float sigma_data, sigma_min;
+    int32_t has_before, inputs, conditions, rows;
+    NetworkInput* input;
+    Fill* condition;
+    SamplerRow* row;
+    Electrons* electrons;
+    Residual* residual;
+    double level[2], centre, span, scale;  // out; scale: what levels were multiplied by
+};
+
+// The line that brings restored block means to the measured ones, written into counts.
+struct Balance {
+    const float *restored, *measured, *full;  // full: FullPixels.blocks, or null
+    int64_t count;
+    double weight, readout_variance, prior_gain, prior_shift, largest_change;
+    double* parts;
+    Counts* counts;
+    double gain, shift;  // out
+};
+
+// One frame into the recursive mean of those before it. per_*: 1 / (limit^2 times what is left of a pixel's variance).
+struct Fuse {
+    const float *z, *mean, *variance;
+    int64_t height, width;
+    float light_gain, light_shift, emphasis, least_gain;
+    float per_point, per_small, per_large, per_motion, per_spread;
+    float *out_mean, *out_variance;
+};
+
+// level = root of the mean of variance over 9 x 9 px
+struct FusedNoise {
+    const float* variance;
+    int64_t height, width;
+    float* level;
+};
+
+// s = (z - previous)^2 / 2: the sum of min(s, cut), and the largest mean of s over a whole block
+struct Similarity {
+    const float *z, *previous;
+    int64_t height, width, block;
+    float cut;
+    float largest_block;  // out
+    double sum_cut;       // out
+    double* parts;        // scratch of a GPU
 };
 
 }  // namespace photonstep

@@ -20,6 +20,11 @@ PS_BOTH float unbiased_inverse(float z, float readout_variance) {
 
 PS_BOTH float balanced(float electrons, float gain, float shift) { return most(electrons * gain + shift, 0.0f); }
 PS_BOTH float to_adu(float electrons, float per_gain, float offset) { return electrons * per_gain + offset; }
-PS_BOTH float clipped(float counts, float largest) { return least(most(rounded_half_even(counts), 0.0f), largest); }
+PS_BOTH uint32_t clipped(float counts, float largest) { return rounded_half_even(least(most(counts, 0.0f), largest)); }
+
+// Counts as a pixel of the type of the second argument.
+PS_BOTH uint8_t as_pixel(float counts, uint8_t) { return (uint8_t)clipped(counts, 255.0f); }
+PS_BOTH uint16_t as_pixel(float counts, uint16_t) { return (uint16_t)clipped(counts, 65535.0f); }
+PS_BOTH float as_pixel(float counts, float) { return counts; }
 
 }  // namespace photonstep

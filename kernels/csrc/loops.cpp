@@ -3,6 +3,7 @@
 #include "loops.hpp"
 
 #include "counts.cuh"
+#include "lanes.hpp"
 #include "network_input.cuh"
 #include "noise_level.cuh"
 #include "philox.cuh"
@@ -187,7 +188,9 @@ void sampler_row_span(const SamplerRow& k, int64_t y, int64_t begin, int64_t cou
         return;
     }
     float scratch[SPAN], noise[SPAN];
-    float* __restrict x0 = k.x0 ? k.x0 + at : scratch;
+    // x0 may take the place of an array that is read below
+    const bool apart = k.x0 && k.x0 != k.x && k.x0 != k.x0_before && k.x0 != k.measurement;
+    float* __restrict x0 = apart ? k.x0 + at : scratch;
     x0_span(k, at, count, x0);
     const float *x = k.x + at, *before = k.p != 0 ? k.x0_before + at : nullptr, *seen = k.y != 0 ? k.measurement + at : nullptr;
     float* next = k.next + at;  // may be x itself
@@ -202,6 +205,7 @@ void sampler_row_span(const SamplerRow& k, int64_t y, int64_t begin, int64_t cou
         if (k.sigma_map) for (int64_t i = 0; i < count; ++i) next[i] += k.n * (k.sigma_map[at + i] * noise[i]);
         else for (int64_t i = 0; i < count; ++i) next[i] += k.n * noise[i];
     }
+    if (k.x0 && !apart) for (int64_t i = 0; i < count; ++i) k.x0[at + i] = x0[i];
     if (k.plane) next_inputs(k, next, at, count);
 }
 
@@ -233,29 +237,28 @@ float counts_span(const Counts& k, int64_t y, int64_t begin, int64_t count) {
     const int64_t at = y * k.width + begin;
     const float* __restrict electrons = k.electrons + at;
     Pixel* __restrict out = const_cast<Pixel*>(row_of<Pixel>(k.counts, k.counts_stride, y)) + begin;
-    const float gain = k.gain, shift = k.shift, largest = sizeof(Pixel) == 1 ? 255.0f : 65535.0f;
+    const float gain = k.gain, shift = k.shift;
     const float* __restrict per_gain_map = k.per_gain_map ? k.per_gain_map + at : nullptr;
     const float* __restrict offset_map = k.offset_map ? k.offset_map + at : nullptr;
-    constexpr bool FLOATING = sizeof(Pixel) == 4;
+    float light[SPAN];
+    for (int64_t i = 0; i < count; ++i) light[i] = balanced(electrons[i], gain, shift);
     if (per_gain_map) {
         for (int64_t i = 0; i < count; ++i) {
-            const float value = to_adu(balanced(electrons[i], gain, shift), per_gain_map[i], offset_map[i]);
-            out[i] = FLOATING ? (Pixel)value : (Pixel)(int32_t)clipped(value, largest);
+            const float value = to_adu(light[i], per_gain_map[i], offset_map[i]);
+            out[i] = as_pixel(value, Pixel());
         }
     } else {
         const float per_gain = k.per_gain, offset = k.offset;
         for (int64_t i = 0; i < count; ++i) {
-            const float value = to_adu(balanced(electrons[i], gain, shift), per_gain, offset);
-            out[i] = FLOATING ? (Pixel)value : (Pixel)(int32_t)clipped(value, largest);
+            const float value = to_adu(light[i], per_gain, offset);
+            out[i] = as_pixel(value, Pixel());
         }
     }
-    float lane[16] = {};  // sixteen sums side by side: a vector's worth
+    Lanes lanes = {};
     const int64_t even = count & ~15;
-    for (int64_t i = 0; i < even; i += 16)
-        for (int j = 0; j < 16; ++j) lane[j] += balanced(electrons[i + j], gain, shift);
-    float sum = 0;
-    for (int j = 0; j < 16; ++j) sum += lane[j];
-    for (int64_t i = even; i < count; ++i) sum += balanced(electrons[i], gain, shift);
+    for (int64_t i = 0; i < even; i += 16) lanes += lanes_at(light + i);
+    float sum = sum_of(lanes);
+    for (int64_t i = even; i < count; ++i) sum += light[i];
     return sum;
 }
 
@@ -273,18 +276,29 @@ void counts_rows(const Counts& k, int64_t first, int64_t last, double* light) {
 
 // --- blocks: first and last count rows of blocks
 
+// Sums of `block` neighbours; a block known to the compiler becomes shuffles instead of a loop.
+template <int BLOCK>
+void sum_neighbours(const float* __restrict column, float* __restrict sums, int64_t blocks, int64_t block) {
+    const int64_t width = BLOCK ? BLOCK : block;
+    for (int64_t b = 0; b < blocks; ++b) {
+        float sum = column[b * width];
+        for (int64_t i = 1; i < width; ++i) sum += column[b * width + i];
+        sums[b] = sum;
+    }
+}
+
 template <class Pixel>
 void block_row(const BlockMeans& k, int64_t by) {
     const int64_t block = k.block, blocks = k.width / block;
     const float share = 1.0f / (float)(block * block);
     float column[SPAN];
-    const int64_t span = SPAN / block > 0 ? SPAN / block : 1;  // blocks at a time; a block wider than SPAN is refused before
+    const int64_t span = SPAN / block;  // blocks at a time; a block is at most SPAN wide
     for (int64_t b0 = 0; b0 < blocks; b0 += span) {
         const int64_t here = blocks - b0 < span ? blocks - b0 : span, count = here * block, x0 = b0 * block;
-        for (int64_t i = 0; i < count; ++i) column[i] = 0;
         for (int64_t r = 0; r < block; ++r) {
             const int64_t y = by * block + r;
             const Pixel* __restrict image = row_of<Pixel>(k.image, k.image_stride, y) + x0;
+            if (r == 0) for (int64_t i = 0; i < count; ++i) column[i] = 0;
             if (k.scale_map) {
                 const float* __restrict scale = k.scale_map + y * k.width + x0;
                 const float* __restrict bias = k.bias_map + y * k.width + x0;
@@ -293,12 +307,12 @@ void block_row(const BlockMeans& k, int64_t by) {
                 for (int64_t i = 0; i < count; ++i) column[i] += (float)image[i];
             }
         }
-        float* means = k.means + by * blocks + b0;
-        for (int64_t b = 0; b < here; ++b) {
-            float sum = 0;
-            for (int64_t i = 0; i < block; ++i) sum += column[b * block + i];
-            means[b] = k.scale_map ? sum * share : sum * share * k.scale + k.bias;
-        }
+        float* __restrict means = k.means + by * blocks + b0;
+        if (block == 4) sum_neighbours<4>(column, means, here, block);
+        else if (block == 8) sum_neighbours<8>(column, means, here, block);
+        else sum_neighbours<0>(column, means, here, block);
+        const float scale = k.scale_map ? share : share * k.scale, bias = k.scale_map ? 0.0f : k.bias;
+        for (int64_t b = 0; b < here; ++b) means[b] = means[b] * scale + bias;
     }
 }
 
@@ -332,22 +346,16 @@ Sums residual_row(const Residual& k, int64_t y, int64_t begin, int64_t count, in
     }
     for (int64_t i = 0; i < count; ++i) dark += z[i] <= 0.0f;
     *cut_off += dark;
-    float squares[16] = {}, along_x[16] = {}, along_y[16] = {};
-    Sums sums = {0, 0, 0};
+    Lanes squares = {}, along_x = {}, along_y = {};
     const int64_t even = (count + ahead - 1) & ~15;
-    for (int64_t i = 0; i < even; i += 16)
-        for (int j = 0; j < 16; ++j) {
-            squares[j] += now[i + j] * now[i + j];
-            along_x[j] += now[i + j] * now[i + j + 1];
-        }
-    if (above)
-        for (int64_t i = 0; i < even; i += 16)
-            for (int j = 0; j < 16; ++j) along_y[j] += now[i + j] * above[i + j];
-    for (int j = 0; j < 16; ++j) {
-        sums.squares += squares[j];
-        sums.along_x += along_x[j];
-        sums.along_y += along_y[j];
+    for (int64_t i = 0; i < even; i += 16) {
+        const Lanes here = lanes_at(now + i);
+        squares += here * here;
+        along_x += here * lanes_at(now + i + 1);
     }
+    if (above)
+        for (int64_t i = 0; i < even; i += 16) along_y += lanes_at(now + i) * lanes_at(above + i);
+    Sums sums = {sum_of(squares), above ? sum_of(along_y) : 0, sum_of(along_x)};
     for (int64_t i = even; i < count; ++i) {
         sums.squares += now[i] * now[i];
         if (i + 1 < count + ahead) sums.along_x += now[i] * now[i + 1];
@@ -399,10 +407,12 @@ template <class Pixel>
 void preview_row(const Preview& k, int64_t y) {
     const Pixel* __restrict image = row_of<Pixel>(k.image, k.image_stride, y);
     uint8_t* __restrict out = k.grey + y * k.width;
+    const uint8_t* lut = k.lut;
     const float low = k.low, per_range = k.per_range;
-    for (int64_t x = 0; x < k.width; ++x) out[x] = grey((float)image[x], low, per_range);
-    if (k.lut)
-        for (int64_t x = 0; x < k.width; ++x) out[x] = k.lut[out[x]];
+    const int64_t width = k.width;  // of its own: a byte that is written could be part of k
+    for (int64_t x = 0; x < width; ++x) out[x] = grey((float)image[x], low, per_range);
+    if (lut)
+        for (int64_t x = 0; x < width; ++x) out[x] = lut[out[x]];
 }
 
 void preview_rows(const Preview& k, int64_t first, int64_t last) {
@@ -413,10 +423,6 @@ void preview_rows(const Preview& k, int64_t first, int64_t last) {
     }
 }
 
-PS_BOTH uint32_t bits_of_pixel(uint8_t p) { return p; }
-PS_BOTH uint32_t bits_of_pixel(uint16_t p) { return p; }
-PS_BOTH uint32_t bits_of_pixel(float p) { return bits_of(p); }
-
 template <class Pixel>
 void content_row(const Content& k, int64_t y, Content* sums) {
     const Pixel* __restrict frame = row_of<Pixel>(k.frame, k.frame_stride, y);
@@ -424,12 +430,13 @@ void content_row(const Content& k, int64_t y, Content* sums) {
     const float full = k.full;
     uint32_t low = 0, high = 0;
     int32_t count = 0;
-    for (uint32_t x = 0; x < width; ++x) {
-        const uint32_t value = bits_of_pixel(frame[x]);
-        low += content_low(value, start + x);
-        high += content_high(value, start + x);
-        count += (float)frame[x] >= full;
-    }
+    for (uint32_t x = 0; x < width; ++x) count += (float)frame[x] >= full;
+    if (k.hashed)
+        for (uint32_t x = 0; x < width; ++x) {
+            const uint32_t value = bits_of_pixel(frame[x]);
+            low += content_low(value, start + x);
+            high += content_high(value, start + x);
+        }
     sums->low += low;
     sums->high += high;
     sums->full_pixels += count;

@@ -1,6 +1,7 @@
 // The CPU library: loads with ctypes, which releases the interpreter's lock for every call. Picks the loops for this
 // processor once, and spreads the rows of large images over a few threads that sleep in between.
 #include "loops.hpp"
+#include "temporal_loops.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -14,7 +15,7 @@
 #if defined(_WIN32)
 #define PS_EXPORT extern "C" __declspec(dllexport)
 #else
-#include <unistd.h>
+#include <pthread.h>
 #define PS_EXPORT extern "C" __attribute__((visibility("default")))
 #endif
 
@@ -24,6 +25,7 @@ namespace {
 struct Variant {
     const char* name;
     const Loops* loops;
+    const TemporalLoops* temporal;
 };
 
 Variant best_variant() {
@@ -31,23 +33,27 @@ Variant best_variant() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
-        return {"avx512", &loops_avx512};
-    if (__builtin_cpu_supports("avx2")) return {"avx2", &loops_avx2};
+        return {"avx512", &loops_avx512, &temporal_loops_avx512};
+    if (__builtin_cpu_supports("avx2")) return {"avx2", &loops_avx2, &temporal_loops_avx2};
 #endif
-    return {"baseline", &loops_baseline};
+    return {"baseline", &loops_baseline, &temporal_loops_baseline};
 }
 
 Variant chosen = best_variant();
 
 constexpr int64_t BYTES_WORTH_A_THREAD = 3 << 20;  // below it, waking a sleeping thread costs more than it saves
 
-// Threads that sleep between jobs. One job at a time; a caller that finds it busy does its rows alone. A forked child has
-// none of the parent's threads and starts its own.
+// Threads that sleep between jobs. One job at a time; a caller that finds it busy does its rows alone.
 class Crew {
 public:
-    static Crew& instance() {
-        static Crew* crew = new Crew;  // never destroyed: threads may still sleep in it when the process ends
-        return *crew;
+    static Crew& instance() { return *current_; }
+
+    // A forked child has none of the parent's threads, but copies of the locks that they held and of the condition that
+    // they wait on, which would wait for them for ever: it begins with a crew of its own.
+    static void begin_in_child() {
+        const int wanted = current_->wanted_;
+        current_ = new Crew;
+        current_->wanted_ = wanted;
     }
 
     void set_threads(int count) { wanted_ = count < 1 ? 1 : count; }
@@ -81,12 +87,6 @@ public:
 
 private:
     bool have(int64_t count) {
-#if !defined(_WIN32)
-        if (owner_ != getpid()) {  // after a fork
-            started_ = 0;
-            owner_ = getpid();
-        }
-#endif
         try {
             for (; started_ < count; ++started_) std::thread([this] { serve(); }).detach();
         } catch (...) {
@@ -123,10 +123,13 @@ private:
     const std::function<void(int64_t, int64_t)>* work_ = nullptr;
     int64_t units_ = 0, shares_ = 0, next_ = 0, waiting_ = 0, started_ = 0;
     std::atomic<int> wanted_{1};
-#if !defined(_WIN32)
-    pid_t owner_ = getpid();
-#endif
+    static Crew* current_;  // never destroyed: threads may still sleep in it when the process ends
 };
+
+Crew* Crew::current_ = new Crew;
+#if !defined(_WIN32)
+[[maybe_unused]] const int forks_are_seen = pthread_atfork(nullptr, nullptr, Crew::begin_in_child);
+#endif
 
 void spread(int64_t units, int64_t bytes, const std::function<void(int64_t, int64_t)>& work) {
     Crew::instance().run(units, bytes, work);
@@ -148,6 +151,11 @@ void spread_chunks(int64_t rows, int64_t rows_each, int64_t bytes, const Chunk& 
 
 using namespace photonstep;
 
+#ifndef PS_SOURCES
+#define PS_SOURCES "unknown"
+#endif
+
+PS_EXPORT const char* ps_sources() { return PS_SOURCES; }
 PS_EXPORT const char* ps_variant() { return chosen.name; }
 PS_EXPORT void ps_set_threads(int32_t count) { Crew::instance().set_threads(count); }
 PS_EXPORT int32_t ps_threads() { return Crew::instance().threads(); }
@@ -156,10 +164,10 @@ PS_EXPORT int32_t ps_threads() { return Crew::instance().threads(); }
 PS_EXPORT int32_t ps_use_variant(const char* name) {
     const Variant best = best_variant();
     const Variant all[] = {
-        {"baseline", &loops_baseline},
+        {"baseline", &loops_baseline, &temporal_loops_baseline},
 #if defined(PS_X86_VARIANTS)
-        {"avx2", &loops_avx2},
-        {"avx512", &loops_avx512},
+        {"avx2", &loops_avx2, &temporal_loops_avx2},
+        {"avx512", &loops_avx512, &temporal_loops_avx512},
 #endif
     };
     for (const Variant& variant : all) {
@@ -187,6 +195,14 @@ PS_EXPORT int64_t ps_size_of(const char* name) {
     PS_SIZE(Laplacian);
     PS_SIZE(Preview);
     PS_SIZE(Content);
+    PS_SIZE(Fuse);
+    PS_SIZE(FusedNoise);
+    PS_SIZE(Similarity);
+    PS_SIZE(Window);
+    PS_SIZE(Fill);
+    PS_SIZE(FullPixels);
+    PS_SIZE(Range);
+    PS_SIZE(Balance);
 #undef PS_SIZE
     return -1;
 }
@@ -248,7 +264,17 @@ PS_EXPORT void ps_residual(Residual* k) {
 // ranks; the later passes look at the keys of one of its bins only.
 PS_EXPORT void ps_order_statistics(OrderStatistics* k) {
     std::vector<uint32_t> coarse(2048), fine(2048), kept;
-    for (int64_t i = 0; i < k->count; ++i) ++coarse[sortable(k->values[i]) >> 21];
+    const int64_t parts = 8, each = (k->count + parts - 1) / parts;
+    std::vector<uint32_t> part(parts * 4 * 2048);  // four each, so that equal neighbours do not wait for one another
+    spread(parts, k->count * 24, [&](int64_t first, int64_t last) {
+        for (int64_t p = first; p < last; ++p) {
+            uint32_t* here = &part[p * 4 * 2048];
+            const int64_t end = (p + 1) * each < k->count ? (p + 1) * each : k->count;
+            for (int64_t i = p * each; i < end; ++i) ++here[(i & 3) * 2048 + (sortable(k->values[i]) >> 21)];
+        }
+    });
+    for (int64_t p = 0; p < 4 * parts; ++p)
+        for (int64_t bin = 0; bin < 2048; ++bin) coarse[bin] += part[p * 2048 + bin];
     uint32_t gathered = 1u << 31;  // the bin whose keys are kept; none yet
     for (int32_t r = 0; r < k->ranks; ++r) {
         int64_t rank = k->rank[r];
@@ -297,5 +323,35 @@ PS_EXPORT void ps_content(Content* k) {
         k->low += part.low;
         k->high += part.high;
         k->full_pixels += part.full_pixels;
+    }
+}
+
+PS_EXPORT void ps_fuse(const Fuse* k) {
+    const int64_t chunks = (k->height + FUSE_CHUNK_ROWS - 1) / FUSE_CHUNK_ROWS;
+    spread(chunks, k->height * k->width * 100, [k](int64_t first, int64_t last) {
+        std::vector<float> scratch(fuse_scratch(k->width));
+        for (int64_t i = first; i < last; ++i) {
+            const int64_t top = i * FUSE_CHUNK_ROWS, bottom = top + FUSE_CHUNK_ROWS;
+            chosen.temporal->fuse(*k, top, bottom < k->height ? bottom : k->height, scratch.data());
+        }
+    });
+}
+
+PS_EXPORT void ps_fused_noise(const FusedNoise* k) {
+    spread(k->height, k->height * k->width * 16, [k](int64_t first, int64_t last) {
+        std::vector<float> scratch(fuse_scratch(k->width));
+        chosen.temporal->fused_noise(*k, first, last, scratch.data());
+    });
+}
+
+PS_EXPORT void ps_similarity(Similarity* k) {
+    std::vector<Similarity> parts((k->height + k->block - 1) / k->block, Similarity{});
+    spread_chunks(k->height, k->block, k->height * k->width * 8,
+                  [&](int64_t i, int64_t a, int64_t b) { chosen.temporal->similarity(*k, a, b, &parts[i]); });
+    k->sum_cut = 0;
+    k->largest_block = 0;
+    for (const Similarity& part : parts) {
+        k->sum_cut += part.sum_cut;
+        if (part.largest_block > k->largest_block) k->largest_block = part.largest_block;
     }
 }

@@ -29,8 +29,8 @@ PS_BOTH Words philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_
     return Words{{c0, c1, c2, c3}};
 }
 
-// (0, 1), the 24 highest bits: exact in float32, never 0 or 1
-PS_BOTH float uniform(uint32_t word) { return ((float)(int32_t)(word >> 8) + 0.5f) * 5.9604644775390625e-8f; }
+// (0, 1), the 23 highest bits: exact in float32 with the half added, never 0 or 1
+PS_BOTH float uniform(uint32_t word) { return ((float)(int32_t)(word >> 9) + 0.5f) * 1.1920928955078125e-7f; }
 
 // sin and cos of 2 pi t for t in (0, 1), to 1e-7: the nearest quarter turn, and polynomials on an eighth of a turn
 PS_BOTH void sine_and_cosine_of_turns(float t, float* sine, float* cosine) {
@@ -73,6 +73,9 @@ PS_BOTH uint32_t mixed(uint32_t h) {
     h ^= h >> 16;
     return h;
 }
+PS_BOTH uint32_t bits_of_pixel(uint8_t p) { return p; }
+PS_BOTH uint32_t bits_of_pixel(uint16_t p) { return p; }
+PS_BOTH uint32_t bits_of_pixel(float p) { return bits_of(p); }
 PS_BOTH uint32_t content_low(uint32_t value, uint32_t index) { return mixed(value + index * 0x9E3779B9u); }
 PS_BOTH uint32_t content_high(uint32_t value, uint32_t index) { return mixed((value ^ 0x5bd1e995u) + index * 0x632be5abu); }
 

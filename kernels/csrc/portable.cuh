@@ -30,7 +30,6 @@ namespace photonstep {
 PS_BOTH float least(float a, float b) { return a < b ? a : b; }
 PS_BOTH float most(float a, float b) { return a > b ? a : b; }
 PS_BOTH float square_root(float x) { return sqrtf(x); }
-PS_BOTH float rounded_half_even(float x) { return rintf(x); }
 
 PS_BOTH uint32_t bits_of(float x) {
 #if defined(__CUDA_ARCH__)
@@ -55,6 +54,9 @@ PS_BOTH float float_of(uint32_t bits) {
     return x;
 #endif
 }
+
+// The nearest whole number to x in [0, 2^22], ties to even: 2^23 + x has no bits left for a fraction.
+PS_BOTH uint32_t rounded_half_even(float x) { return bits_of(x + 8388608.0f) & 0x007fffffu; }
 
 // Natural logarithm of a positive, normal float to 2 ulp, with plain arithmetic only, so that a CPU and a GPU agree.
 // Range reduction to [sqrt(1/2), sqrt(2)) and the polynomial of Cephes' logf (Moshier, netlib.org/cephes, single.tgz).

@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 
 from .. import native, reference
 from ..arguments import structure
-from .checks import PIXEL_TYPES, Float32, FrameError, address, rows_in_memory, scalar_and_map, single
+from .checks import (
+    PIXEL_TYPES,
+    Float32,
+    FrameError,
+    address,
+    both_numbers_or_maps,
+    rows_in_memory,
+    scalar_and_map,
+    single,
+)  # fmt: skip
 
 LARGEST_BLOCK_PX = 1024
 
@@ -30,18 +39,20 @@ def block_means(image: NDArray[Any], block_px: int, *, scale: Any = 1.0, bias: A
     ------
     FrameError : the image holds no whole block, or a map of another shape
     """
+    if image.ndim != 2 or not 1 <= block_px <= min(*image.shape, LARGEST_BLOCK_PX):
+        raise FrameError(
+            f"image is {image.shape}; expected (H, W) with at least one block of {block_px}x{block_px} px, blocks of 1 "
+            f"to {LARGEST_BLOCK_PX} px a side"
+        )
     height, width = image.shape[0] // block_px, image.shape[1] // block_px
-    if not height or not width or block_px > LARGEST_BLOCK_PX:
-        raise FrameError(f"image is {image.shape}; expected at least one block of {block_px}x{block_px} px")
     image = image.view(np.uint8) if image.dtype == np.bool_ else image
     if image.dtype.name not in PIXEL_TYPES:
         image = image.astype(np.float32)
     lib = native.library()
     if lib is None:
-        seen = image.astype(np.float32) * single(scale) + single(bias)
+        seen = image.astype(np.float32, order="C") * single(scale) + single(bias)
         return np.ascontiguousarray(reference.block_means(seen, block_px), np.float32)
-    if np.ndim(scale) or np.ndim(bias):
-        scale, bias = (np.asarray(m) for m in np.broadcast_arrays(scale, bias))
+    scale, bias = both_numbers_or_maps(scale, bias)
     (scale_number, scale_map), (bias_number, bias_map) = (scalar_and_map(v, image.shape) for v in (scale, bias))
     rows = rows_in_memory(image)
     means = np.empty((height, width), np.float32)

@@ -45,7 +45,22 @@ def rows_in_memory(image: NDArray[Any]) -> NDArray[Any]:
     """The image itself where the pixels of a row are neighbours in memory and in native byte order, or a copy."""
     if image.strides[1] == image.itemsize and image.dtype.isnative and image.flags.aligned:
         return image
-    return np.ascontiguousarray(image, image.dtype.newbyteorder("="))
+    return in_c_order(image, image.dtype.newbyteorder("="))
+
+
+def in_c_order(image: NDArray[Any], dtype: Any) -> NDArray[Any]:
+    """The image in C order and aligned for its dtype, copied only where it is not."""
+    array = np.ascontiguousarray(image, dtype)
+    return array if array.flags.aligned else array.copy()
+
+
+def check_writable(name: str, out: NDArray[Any]) -> None:
+    """That a kernel, which knows addresses only, may write numbers into this array."""
+    if not out.flags.writeable:
+        raise FrameError(f"{name} is read-only; expected an array to write into")
+    if not out.dtype.isnative or not out.flags.aligned:
+        fault = "not aligned for its dtype" if out.dtype.isnative else "of foreign byte order"
+        raise FrameError(f"{name} is {fault}; write into an array of numpy.empty and convert that")
 
 
 def output(name: str, out: NDArray[Any] | None, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
@@ -55,8 +70,7 @@ def output(name: str, out: NDArray[Any] | None, shape: tuple[int, ...], dtype: A
     if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
         got = f"{out.dtype} of shape {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise FrameError(f"{name} is {got}; expected {np.dtype(dtype)} of shape {shape} in C order")
-    if not out.flags.writeable:
-        raise FrameError(f"{name} is read-only; expected an array to write into")
+    check_writable(name, out)
     return out
 
 
@@ -67,7 +81,7 @@ def float_image(name: str, image: NDArray[Any], shape: tuple[int, ...] | None = 
         raise FrameError(f"{name} is {got}; expected (H, W) float32")
     if shape is not None and image.shape != shape:
         raise FrameError(f"{name} has shape {image.shape}; expected {shape}")
-    return np.ascontiguousarray(image)
+    return in_c_order(image, np.float32)
 
 
 def scalar_and_map(value: Any, shape: tuple[int, ...]) -> tuple[float, Float32 | None]:
@@ -77,8 +91,16 @@ def scalar_and_map(value: Any, shape: tuple[int, ...]) -> tuple[float, Float32 |
             raise FrameError(
                 f"a map is {value.shape}, the frame {shape}; crop the map to the camera's region of interest"
             )
-        return 0.0, np.ascontiguousarray(value, np.float32)
+        return 0.0, in_c_order(value, np.float32)
     return float(value), None
+
+
+def both_numbers_or_maps(first: Any, second: Any) -> tuple[Any, Any]:
+    """Two numbers, or two maps in C order where either is one: the kernels take no mixture."""
+    if not np.ndim(first) and not np.ndim(second):
+        return first, second
+    one, other = np.broadcast_arrays(first, second)
+    return in_c_order(one, np.float32), in_c_order(other, np.float32)
 
 
 def address(array: NDArray[Any] | None) -> int | None:

@@ -15,6 +15,8 @@ from .checks import (
     Float32,
     FrameError,
     address,
+    both_numbers_or_maps,
+    check_writable,
     float_image,
     number_or_map,
     output,
@@ -88,7 +90,7 @@ def write_counts(
     Parameters
     ----------
     electrons : (H, W) float32
-    out : (H, W) uint8, uint16 or float32, rows contiguous, written; float32 is not rounded
+    out : (H, W) uint8, uint16 or float32, rows contiguous, written; float32 is not rounded; may be ``electrons``
     offset_adu, adu_per_e : scalars or (H, W) maps; counts without light, counts per photoelectron
     gain, shift_e : of the balance, see `runtime.photon_balance`
 
@@ -107,13 +109,13 @@ def write_counts(
         raise FrameError(
             f"out is {out.dtype} of shape {out.shape}; expected {', '.join(FRAME_DTYPES)} of shape {electrons.shape}"
         )
+    check_writable("out", out)
     lib = native.library()
     if lib is None:
         light = reference.balanced(electrons, np.float32(gain), np.float32(shift_e))
         out[...] = reference.round_and_clip(light * single(per_gain) + single(offset), out.dtype)
         return float(np.mean(light, dtype=np.float64))
-    if np.ndim(per_gain) or np.ndim(offset):  # the kernel takes both as maps or neither
-        per_gain, offset = (np.ascontiguousarray(m, np.float32) for m in np.broadcast_arrays(per_gain, offset))
+    per_gain, offset = both_numbers_or_maps(per_gain, offset)
     (per_gain_number, per_gain_map), (offset_number, offset_map) = (
         scalar_and_map(value, electrons.shape) for value in (per_gain, offset)
     )

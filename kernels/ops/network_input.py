@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .. import native, reference
 from ..arguments import structure
-from .checks import Float32, FrameError, address, float_image
+from .checks import Float32, FrameError, address, check_writable, float_image
 
 PLANE_TYPES: Final = {"float32": 0, "float16": 1, "uint16": 2}  # uint16 holds the bits of bfloat16
 
@@ -73,5 +73,4 @@ def _check_written(name: str, array: NDArray[Any], dtypes: tuple[str, ...], size
         raise FrameError(
             f"{name} is {array.dtype} of shape {array.shape}; expected {size} px of {' or '.join(dtypes)} in C order"
         )
-    if not array.flags.writeable:
-        raise FrameError(f"{name} is read-only; expected an array to write into")
+    check_writable(name, array)

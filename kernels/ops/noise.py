@@ -26,7 +26,7 @@ def content_key(frame: NDArray[Any]) -> Key:
     lib = native.library()
     if lib is None:
         return reference.content_key(frame.astype(frame.dtype.newbyteorder("="), copy=False))
-    k = _content(lib, frame, np.inf)
+    k = _content(lib, frame, np.inf, hashed=True)
     return k.low, k.high
 
 
@@ -34,7 +34,9 @@ def count_at_least(frame: NDArray[Any], limit: float) -> int:
     """How many pixels of a frame hold ``limit`` or more."""
     check_frame(frame)
     lib = native.library()
-    return int(np.count_nonzero(frame >= limit)) if lib is None else int(_content(lib, frame, limit).full_pixels)
+    if lib is None:
+        return int(np.count_nonzero(frame >= limit))
+    return int(_content(lib, frame, limit, hashed=False).full_pixels)
 
 
 def seeded_key(key: Key, seed: int) -> Key:
@@ -46,7 +48,18 @@ def seeded_key(key: Key, seed: int) -> Key:
     """
     if seed < 0:
         raise FrameError(f"seed is {seed}; expected a whole number, 0 or more")
+    seed = int(seed)
     return (key[0] ^ (seed & LARGEST_WORD), key[1] ^ ((seed >> 32) & LARGEST_WORD))
+
+
+def check_place(shape: tuple[int, ...], key: Key, row: int, origin: tuple[int, int]) -> None:
+    """That key, row and every pixel of the window have a counter of 32-bit words."""
+    last = (origin[0] + shape[0] - 1, origin[1] + shape[1] - 1)
+    if not all(0 <= word <= LARGEST_WORD for word in (*key, row, *origin, *last)):
+        raise FrameError(
+            f"key {key}, row {row}, window {shape} at {origin}; expected whole numbers from 0 to 2^32 - 1, "
+            "for the window's last pixel too"
+        )
 
 
 def normal(
@@ -69,8 +82,7 @@ def normal(
     ------
     FrameError : a number out of range
     """
-    if not all(0 <= word <= LARGEST_WORD for word in (*key, row, *origin)):
-        raise FrameError(f"key {key}, row {row}, origin {origin}; expected whole numbers from 0 to 2^32 - 1")
+    check_place(shape, key, row, origin)
     noise = output("out", out, shape, np.float32)
     lib = native.library()
     if lib is None:
@@ -83,11 +95,11 @@ def normal(
     return noise
 
 
-def _content(lib: native.Library, frame: NDArray[Any], full: float) -> Any:
+def _content(lib: native.Library, frame: NDArray[Any], full: float, *, hashed: bool) -> Any:
     rows = rows_in_memory(frame)
     k = structure("Content")(
         frame=address(rows), frame_stride=rows.strides[0], height=frame.shape[0], width=frame.shape[1],
-        pixel_type=PIXEL_TYPES[frame.dtype.name], full=full,
+        pixel_type=PIXEL_TYPES[frame.dtype.name], hashed=hashed, full=full,
     )  # fmt: skip
     lib.call("content", k)
     return k

@@ -37,10 +37,10 @@ def preview_u8(
 
     Raises
     ------
-    FrameError : an array of another shape or dtype, or low not below high
+    FrameError : an array of another shape or dtype, or low not below high, or one of them not finite
     """
     check_frame(image)
-    if not low < high:
+    if not -np.inf < low < high < np.inf:
         raise FrameError(f"low is {low}, high is {high}; expected low < high, two finite levels")
     table = GREY if lut is None else lut
     if table.shape != (256,) or table.dtype != np.uint8:

@@ -9,8 +9,8 @@ import numpy as np
 
 from .. import native, reference
 from ..arguments import structure
-from .checks import Float32, FrameError, address, float_image
-from .noise import Key, normal
+from .checks import Float32, FrameError, address, check_writable, float_image
+from .noise import Key, check_place, normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def sampler_row(
     sigma_data, sigma_min : of the network, model units
     sigma_map : (H, W) float32, multiplies all levels
     out : (H, W) float32, C order, written; may be ``x``
-    x0 : (H, W) float32, C order, becomes x0_hat; None leaves it out
+    x0 : (H, W) float32, C order, becomes x0_hat; may be ``x0_before``; None leaves it out
     following : what the next row's network is fed
 
     Raises
@@ -79,6 +79,8 @@ def sampler_row(
     for name, (weight, given) in needed.items():
         if weight and given is None:
             raise FrameError(f"the row weighs {name} by {weight}, but it was not given; pass it")
+    if noise is not None:
+        check_place(x.shape, noise.key, noise.row, noise.origin)
     before, seen, levels = (
         None if image is None else float_image(name, image, x.shape)
         for name, image in (("x0_before", x0_before), ("measurement", measurement), ("sigma_map", sigma_map))
@@ -129,6 +131,9 @@ def network_planes(
 def _check_written(shape: tuple[int, ...], *written: Float32 | None) -> None:
     if any(w is not None and (w.shape != shape or w.dtype != np.float32 or not w.flags.c_contiguous) for w in written):
         raise FrameError(f"an output is not (H, W) float32 of shape {shape} in C order; allocate it so")
+    for array in written:
+        if array is not None:
+            check_writable("an output", array)
 
 
 def _by_reference(

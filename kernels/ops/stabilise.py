@@ -13,6 +13,7 @@ from .checks import (
     PIXEL_TYPES,
     Float32,
     address,
+    both_numbers_or_maps,
     check_frame,
     number_or_map,
     output,
@@ -68,9 +69,7 @@ def stabilise_coefficients(*, offset_adu: Any, gain_e_per_adu: Any, readout_nois
     """
     scale = 4.0 * gain_e_per_adu
     bias = 4.0 * (reference.ANSCOMBE_OFFSET + readout_noise_e**2 - offset_adu * gain_e_per_adu)
-    if np.ndim(scale) or np.ndim(bias):
-        scale, bias = (np.ascontiguousarray(m, np.float32) for m in np.broadcast_arrays(scale, bias))
-    return scale, bias
+    return both_numbers_or_maps(scale, bias)
 
 
 def stabilise_with(
@@ -79,6 +78,7 @@ def stabilise_with(
     """`stabilise` with the numbers of `stabilise_coefficients`."""
     check_frame(frame)
     z = output("out", out, frame.shape, np.float32)
+    scale, bias = both_numbers_or_maps(scale, bias)
     scale_number, scale_map = scalar_and_map(scale, frame.shape)
     bias_number, bias_map = scalar_and_map(bias, frame.shape)
     lib = native.library()
@@ -86,7 +86,8 @@ def stabilise_with(
         np.multiply(frame, single(scale), out=z, dtype=np.float32, casting="unsafe")
         z += single(bias)
         np.maximum(z, 0, out=z)
-        return np.sqrt(z, out=z)
+        np.sqrt(z, out=z)
+        return z
     rows = rows_in_memory(frame)
     lib.call("stabilise", structure("Stabilise")(
         frame=address(rows), frame_stride=rows.strides[0], height=z.shape[0], width=z.shape[1],

@@ -14,12 +14,14 @@ from .preview import preview_u8
 from .resample import UPSAMPLE_TAPS, upsample2
 from .residual import ResidualStatistics, lag_products, residual_statistics
 from .sampler_row import edm, noise_condition, x0_hat
+from .similarity import similarity
 from .stabilise import ANSCOMBE_OFFSET, anscombe, to_photoelectrons
+from .temporal import Limits, fuse, fused_noise
 
 __all__ = [
-    "ANSCOMBE_OFFSET", "MEDIAN_OF_NORMAL", "UPSAMPLE_TAPS", "Floats", "ResidualStatistics", "Scalar", "anscombe",
-    "balanced", "bfloat16_bits", "block_means", "content_key", "edm", "from_model", "inverse_anscombe", "lag_products",
-    "laplacian", "laplacian_noise", "noise_condition", "normal", "percentiles", "philox4x32", "pixel_unshuffle",
-    "preview_u8", "residual_statistics", "round_and_clip", "to_adu", "to_model", "to_photoelectrons",
-    "unbiased_inverse", "upsample2", "x0_hat",
+    "ANSCOMBE_OFFSET", "MEDIAN_OF_NORMAL", "UPSAMPLE_TAPS", "Floats", "Limits", "ResidualStatistics", "Scalar",
+    "anscombe", "balanced", "bfloat16_bits", "block_means", "content_key", "edm", "from_model", "fuse", "fused_noise",
+    "inverse_anscombe", "lag_products", "laplacian", "laplacian_noise", "noise_condition", "normal", "percentiles",
+    "philox4x32", "pixel_unshuffle", "preview_u8", "residual_statistics", "round_and_clip", "similarity", "to_adu",
+    "to_model", "to_photoelectrons", "unbiased_inverse", "upsample2", "x0_hat",
 ]  # fmt: skip

@@ -8,4 +8,5 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
-Scalar = float | Floats
+Number = float | np.floating[Any]
+Scalar = Number | Floats

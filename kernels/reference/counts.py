@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Floats, Scalar
+from .arrays import Floats, Number, Scalar
 from .stabilise import ANSCOMBE_OFFSET
 
 
@@ -29,7 +29,7 @@ def unbiased_inverse(z: Floats, readout_noise_e: Scalar) -> Floats:
     return electrons
 
 
-def balanced(electrons: Floats, gain: float, shift_e: float) -> Floats:
+def balanced(electrons: Floats, gain: Number, shift_e: Number) -> Floats:
     """``max(0, gain e + shift)``: light is never negative."""
     light: Floats = np.maximum(electrons * gain + shift_e, 0)
     return light

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from .arrays import Floats
+from .arrays import Floats, Number
 
 
-def to_model(z: Floats, per_span: float, shift: float) -> Floats:
+def to_model(z: Floats, per_span: Number, shift: Number) -> Floats:
     """``u = z / span - centre / span``."""
     u: Floats = z * per_span - shift
     return u
 
 
-def from_model(u: Floats, span: float, centre: float) -> Floats:
+def from_model(u: Floats, span: Number, centre: Number) -> Floats:
     """``z = u span + centre``."""
     z: Floats = u * span + centre
     return z

@@ -40,8 +40,8 @@ def normal(
     group, line = np.broadcast_arrays(x[None] // np.uint64(4), y[:, None])
     constant = np.zeros_like(group)
     words = philox4x32((group, line, constant + np.uint64(row), constant), key)
-    kind = np.dtype(dtype).type
-    uniform = [((w >> np.uint64(8)).astype(kind) + kind(0.5)) * kind(2**-24) for w in words]
+    kind: Any = np.dtype(dtype).type
+    uniform = [((w >> np.uint64(9)).astype(kind) + kind(0.5)) * kind(2**-23) for w in words]  # exact in float32
     upper = np.broadcast_to(x[None] % np.uint64(4) >= 2, group.shape)
     radius_from, turns = (np.where(upper, uniform[i + 2], uniform[i]) for i in (0, 1))
     angle = turns * kind(2 * np.pi)

@@ -13,4 +13,5 @@ from .arrays import Floats
 def preview_u8(image: Floats, low: float, high: float, lut: NDArray[np.uint8]) -> NDArray[Any]:
     """``lut[round(255 (image - low) / (high - low))]``, clipped to 0 and 255; NaN is shown as 0."""
     grey = np.nan_to_num((image - low) * (255 / (high - low)), nan=0.0)
-    return lut[np.clip(np.rint(grey), 0, 255).astype(np.uint8)]
+    shown: NDArray[Any] = lut[np.clip(np.rint(grey), 0, 255).astype(np.uint8)]
+    return shown

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .arrays import Floats, Scalar
 
@@ -42,6 +44,6 @@ def residual_statistics(
     )
 
 
-def _mean(parts: list[Floats]) -> float:
+def _mean(parts: Sequence[NDArray[Any]]) -> float:
     count = sum(part.size for part in parts)
     return float(sum(np.sum(part, dtype=np.float64) for part in parts) / max(count, 1))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Precision = Literal["fp32", "bf16", "int8"]  # arithmetic; bf16 is made from the fp32 network, int8 has its own
+from .cuda_device import Device
+
+# arithmetic; bf16 is made from the fp32 network, fp16 (GPUs only) and int8 have their own
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Array = NDArray[np.generic]
 
 
@@ -40,10 +44,46 @@ class Session(Protocol):
         ...
 
 
+class DeviceNetwork(Protocol):
+    """A network whose tensors stay on a GPU; a session that has one shows it as ``on_device``.
+
+    Shapes are the input's, (P, H, W); the output has (H, W). All tensors are float32 in C order.
+
+    Raises
+    ------
+    DeviceMemoryError : the network's own memory does not fit
+    BackendError : the library refuses a shape, or fails
+    """
+
+    device: Device
+    largest_side_px: int
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory that the network holds beside its tensors, as far as it is known."""
+        ...
+
+    def prepare(self, shapes: Sequence[tuple[int, int, int]], input_address: int, output_address: int) -> bool:
+        """Make ready for shapes that are evaluated one after another, and run each once.
+
+        Returns whether a graph can capture `enqueue` for all of them.
+        """
+        ...
+
+    def enqueue(self, stream: int, shape: tuple[int, int, int], input_address: int, output_address: int) -> None:
+        """Put one evaluation on a stream. Allocates nothing and waits for nothing."""
+        ...
+
+    def release(self) -> None:
+        """Free what `prepare` made, for all shapes."""
+        ...
+
+
 class Backend(Protocol):
     """A library: whether it can be used here, and how to open a session."""
 
     name: str
+    networks: Mapping[str, str]  # arithmetic -> the bundle's network that it runs
 
     def unavailable(self, device: str) -> str | None:
         """Why the backend cannot serve ``device`` ("cpu" or "cuda") on this machine, or None if it can."""
@@ -56,7 +96,7 @@ class Backend(Protocol):
     def open(self, network: bytes, *, device: str, precision: Precision, threads: int | None) -> Session:
         """Load an ONNX network and prepare it for arithmetic in ``precision``.
 
-        ``network`` is the bundle's fp32 network, or for "int8" its quantised one, which runs as it is.
+        ``network`` is the bundle's network that ``networks`` names for this precision; it runs as it is.
 
         Raises
         ------

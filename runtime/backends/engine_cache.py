@@ -6,18 +6,17 @@ one line of JSON (the key, and the SHA-256 of what follows) and then the engine;
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from ..runtime.errors import BackendError
+from ...kernels.disk_cache import VARIABLE, cache_folder, write_whole
+from ..errors import BackendError
 
-CACHE_VARIABLE: Final = "PHOTONSTEP_CACHE"
+__all__ = ["EngineKey", "cache_folder", "keep", "path_of", "read_engine", "write_engine"]
+
 SUFFIX: Final = ".engine"
 MAX_HEADER_BYTES: Final = 2**16
 
@@ -46,12 +45,6 @@ class EngineKey:
     @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
-
-def cache_folder() -> Path:
-    """``$PHOTONSTEP_CACHE``, or ``~/.cache/photonstep``."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else Path.home() / ".cache" / "photonstep"
 
 
 def path_of(key: EngineKey, folder: Path) -> Path:
@@ -83,24 +76,20 @@ def write_engine(key: EngineKey, engine: bytes, folder: Path) -> Path:
     BackendError : the folder cannot be written
     """
     header = json.dumps({"key": asdict(key), "sha256": hashlib.sha256(engine).hexdigest()}).encode()
-    return write_whole(path_of(key, folder), header + b"\n" + engine)
+    return keep(path_of(key, folder), header + b"\n" + engine)
 
 
-def write_whole(path: Path, content: bytes) -> Path:
-    """Write a file under a temporary name and rename it."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+def keep(path: Path, content: bytes) -> Path:
+    """Write a file of the cache in one step.
+
+    Raises
+    ------
+    BackendError : the folder cannot be written
+    """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("xb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
+        write_whole(path, content)
     except OSError as error:
         raise BackendError(
-            f"{path} cannot be written: {error}; free some space, or name another folder in {CACHE_VARIABLE}"
+            f"{path} cannot be written: {error}; free some space, or name another folder in {VARIABLE}"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
     return path
