@@ -50,7 +50,12 @@ def isolated(function: Callable[..., Any], *arguments: Any, cpus: Sequence[int] 
     except EOFError:
         process.join()
         raise RuntimeError(f"{function.__name__} died with exit code {process.exitcode}") from None
-    process.join()
+    except BaseException:  # nobody would wait for it: an interrupt, say
+        process.kill()
+        raise
+    finally:
+        process.join()
+        here.close()
     if failed:
         raise RuntimeError(f"{function.__name__} failed in its own process:\n{answer}")
     return answer

@@ -395,7 +395,13 @@ def test_a_case_runs_in_a_process_of_its_own_on_its_core_alone():
     assert cores.isolated(os.getpid) != os.getpid()
 
 
-def test_a_case_that_fails_brings_its_traceback():
+def die():
+    os._exit(3)
+
+
+def test_a_case_that_fails_brings_its_traceback_and_one_that_dies_its_exit_code():
+    with pytest.raises(RuntimeError, match="die died with exit code 3"):
+        cores.isolated(die)
     with pytest.raises(RuntimeError, match=r"(?s)fail failed in its own process.*on purpose"):
         cores.isolated(fail)
 
@@ -466,7 +472,7 @@ def test_every_part_is_measured_and_the_page_is_made_of_it(tmp_path, capsys):
     assert parts["jitter"]["one_core"]["network_threads"] == 1
     assert [len(parts["pause"][case]["first_ms"]) for case in ("kept_warm", "left_alone")] == [2, 2]
     assert parts["pause"]["left_alone"]["kept_warm"] == 0
-    assert set(parts["cost"]["variants"]) | set(parts["cost"]["not_measured"]) == {"plain", "preview", "temporal"}
+    assert (set(parts["cost"]["variants"]), parts["cost"]["not_measured"]) == ({"plain", "preview", "temporal"}, {})
     assert parts["cost"]["variants"]["preview"]["runs"] == TINY.turns
     assert [len(parts["cameras"][case]["cameras"]) for case in ("shared", "apart")] == [2, 2]
     assert parts["deadline"]["idle"]["results"] + parts["deadline"]["busy"]["results"] == parts["deadline"]["results"]
