@@ -383,8 +383,10 @@ def test_wrong_settings_are_refused_before_anything_runs(engine, wrong, told):
 
 
 def test_a_wrong_warm_up_frame_is_refused(engine):
-    with pytest.raises(ShapeError, match="warm_up has shape"):
+    with pytest.raises(ShapeError, match="warm_up: shape is"):
         open_stream(engine, warm_up=np.zeros((2, 64, 64), np.uint16))
+    with pytest.raises(ShapeError, match="warm_up: dtype is float64"):
+        open_stream(engine, warm_up=np.zeros((64, 64)))
     with pytest.raises(ShapeError, match="map"):
         open_stream(engine, camera=ps.Camera(offset_adu=np.zeros((32, 32))))
 
