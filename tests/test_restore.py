@@ -272,6 +272,7 @@ def test_a_frame_too_small_to_estimate_from_says_what_to_do(restorer):
     [
         ("nothing", {}, BundleError, "'nothing'.*base"),
         ("/", {}, BundleError, "regular file"),
+        (None, {}, BundleError, "bundle is a NoneType"),
         ("base", {"device": "tpu"}, BackendError, "device is 'tpu'"),
         ("base", {"backend": "abacus"}, BackendError, "backend is 'abacus'.*openvino"),
         ("base", {"precision": "fp64"}, BackendError, "precision is 'fp64'"),
@@ -459,3 +460,5 @@ def test_a_closed_restorer_says_so(confocal):
     closed.close()
     with pytest.raises(BackendError, match="closed"):
         closed(confocal.raw)
+    with pytest.raises(BackendError, match="closed"):
+        closed.stream()
