@@ -107,6 +107,17 @@ def find() -> Path | None:
     return next((path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_native{suffix}").is_file()), None)
 
 
+def _why_not_built() -> str:
+    # Python started in a checkout's folder takes the sources there, whatever is installed
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "setup.py").is_file():
+        return (
+            f"not built in the source checkout {checkout}: run python setup.py build_ext --inplace there, or start "
+            "Python in another folder to use the installed package"
+        )
+    return "not built: there was no C++ compiler when the package was installed; install one, then the package again"
+
+
 def _load() -> tuple[Library | None, str]:
     choice = os.environ.get(VARIABLE, "auto")
     if choice not in CHOICES:
@@ -114,7 +125,7 @@ def _load() -> tuple[Library | None, str]:
     if choice == "reference":
         return None, f"switched off by {VARIABLE}=reference"
     path = find()
-    cause = "not built: there was no C++ compiler when the package was installed"
+    cause = _why_not_built()
     if path is not None:
         try:
             return Library(path), ""

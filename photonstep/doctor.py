@@ -23,6 +23,7 @@ from photonstep.runtime.backends.while_building import SessionWhileBuilding
 from photonstep.runtime.camera import Camera
 from photonstep.runtime.errors import PhotonstepError
 from photonstep.runtime.images import open_image
+from photonstep.runtime.restore import find_bundle
 
 # (backend, device, precision) that a machine may have; `auto` chooses among them.
 CANDIDATES = (
@@ -95,7 +96,13 @@ class Diagnosis:
 
 
 def examine(bundle: str) -> Diagnosis:
-    """Try every backend on this machine with a bundle, and what ``auto`` chooses."""
+    """Try every backend on this machine with a bundle, and what ``auto`` chooses.
+
+    Raises
+    ------
+    BundleError : no such bundle; one that is damaged is the cause of a trial that failed
+    """
+    find_bundle(bundle)
     trials = tuple(
         _try(f"{backend} {precision} on {device}", bundle, device=device, backend=backend, precision=precision)[0]
         for backend, device, precision in CANDIDATES

@@ -182,7 +182,11 @@ class Camera:
         """
         fields = _read_json(Path(path))
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT or fields.pop("format_version", 0) != 1:
-            raise CameraError(f"{path} is not a version 1 {FORMAT} file; write one with Camera.save")
+            raise CameraError(
+                f'{path} is not a version 1 {FORMAT} file; expected {{"format": "{FORMAT}", "format_version": 1, '
+                '"offset_adu": ..., "gain_e_per_adu": ..., "readout_noise_e": ...}: write it by hand, '
+                "with Camera.save or with photonstep calibrate"
+            )
         unknown = set(fields) - set(cls.__dataclass_fields__)
         if unknown:
             known = ", ".join(cls.__dataclass_fields__)

@@ -14,21 +14,47 @@ from .plan import MINIMUM_SIDE_PX
 MAXIMUM_SIDE_PX: Final = 8192
 
 
-def check_frames(frames: NDArray[Any], scale: int) -> None:
+def check_frames(frames: NDArray[Any], scale: int, what: str = "frames", *, stack: bool = True) -> None:
+    """A ShapeError where these are not frames that a bundle of this scale takes.
+
+    Parameters
+    ----------
+    frames : (H, W), or (T, H, W) where ``stack``
+    scale : of the bundle: 2 for super-resolution by two
+    what : the caller's name for them
+    stack : whether a stack is taken as well
+    """
     if not isinstance(frames, np.ndarray):
-        raise ShapeError(f"frames are a {type(frames).__name__}; expected a NumPy array, see numpy.asarray")
+        raise ShapeError(f"{what}: got a {type(frames).__name__}; expected a NumPy array, see numpy.asarray")
     if frames.dtype.name not in ops.FRAME_DTYPES:
         raise ShapeError(
-            f"frames are {frames.dtype}; expected {', '.join(ops.FRAME_DTYPES)}: convert with astype, mind the range"
+            f"{what}: dtype is {frames.dtype}; expected {', '.join(ops.FRAME_DTYPES)}: {_how_to_convert(frames.dtype)}"
+        )
+    if not stack and frames.ndim != 2:
+        raise ShapeError(
+            f"{what}: shape is {frames.shape}; expected (H, W): pass a stack plane by plane, and one channel of colours"
         )
     if frames.ndim not in (2, 3) or not frames.size:
-        raise ShapeError(f"frames have shape {frames.shape}; expected (H, W) or (T, H, W) with at least one plane")
+        raise ShapeError(f"{what}: shape is {frames.shape}; expected (H, W) or (T, H, W) with at least one plane")
+    if frames.ndim == 3 and frames.shape[-1] in (3, 4):
+        raise ShapeError(
+            f"{what}: shape is {frames.shape}, which looks like colours; expected (H, W) or (T, H, W): "
+            "pass one channel, frames[..., 0]"
+        )
     low, high, most = min(frames.shape[-2:]), max(frames.shape[-2:]), MAXIMUM_SIDE_PX // scale
     if low < MINIMUM_SIDE_PX or high > most:
         raise ShapeError(
-            f"frames are {frames.shape[-2]}x{frames.shape[-1]} px; expected {MINIMUM_SIDE_PX} to {most} px "
-            "a side: pad or crop them"
+            f"{what}: a plane has {frames.shape[-2]}x{frames.shape[-1]} px; expected {MINIMUM_SIDE_PX} to {most} px "
+            "a side: pad or crop"
         )
+
+
+def _how_to_convert(dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "f":
+        return "convert with astype(numpy.float32)"
+    if dtype.kind in "iu":
+        return "convert with astype(numpy.uint16) where all counts are from 0 to 65535, else astype(numpy.float32)"
+    return "pass the camera's counts"
 
 
 def output_array(out: NDArray[Any] | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -135,8 +135,7 @@ class Restorer:
         PlanError : steps, sampler or output that do not exist, or detail for a bundle without a knob
         BackendError : the device failed
         """
-        if self._closed:
-            raise BackendError("this restorer is closed; load the bundle again")
+        self._check_open()
         started = time.perf_counter()
         manifest = self.bundle.manifest
         check_frames(frames, manifest.scale)
@@ -277,11 +276,29 @@ class Restorer:
         return stitched[: u.shape[0], : u.shape[1]]
 
     def stream(self, **settings: Unpack[StreamOptions]) -> LiveStream:
-        """Restore frames as they come, on a thread of its own: see `runtime.stream`, settings in `StreamSettings`."""
-        from .stream import LiveStream
-        from .stream_settings import StreamSettings
+        """Restore frames as they come, on a thread of its own: `photonstep.runtime.stream.LiveStream`, docs/live.md.
 
+        Parameters
+        ----------
+        settings : camera, deadline_ms, policy, temporal, steps, warm_up...: those of
+            `photonstep.runtime.stream_settings.StreamSettings`, all optional
+
+        Raises
+        ------
+        StreamError, CameraError, PlanError : no such setting, or a value that the stream cannot take
+        ShapeError : ``warm_up`` is no frame
+        BackendError : this restorer is closed, or the fallback cannot be opened
+        """
+        from .stream import LiveStream
+        from .stream_settings import StreamSettings, check_names
+
+        self._check_open()
+        check_names(settings)
         return LiveStream(self, StreamSettings(**settings))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError("this restorer is closed; load the bundle again")
 
     @in_turn
     def reopen(self) -> None:
@@ -291,8 +308,7 @@ class Restorer:
         ------
         BackendError : the restorer was closed, or the device still fails
         """
-        if self._closed:
-            raise BackendError("this restorer is closed; load the bundle again")
+        self._check_open()
         again = load(
             self.bundle, device=self.device, backend=self.backend_name, precision=self.precision, threads=self.threads
         )
@@ -345,6 +361,8 @@ def load(
 
 def find_bundle(name: str | Path) -> Path:
     """The file of a shipped bundle by name, or the path itself."""
+    if not isinstance(name, str | Path):
+        raise BundleError(f"bundle is a {type(name).__name__}; expected a name, a path or a photonstep.Bundle")
     shipped = shipped_bundles()
     if str(name) in shipped:
         return shipped[str(name)]

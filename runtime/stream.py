@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from numpy.typing import NDArray
 
-from .errors import ShapeError, StreamError
+from .errors import StreamError
 from .exchange import Exchange
 from .frame_ring import Slot
 from .frames import check_frames
@@ -117,7 +117,7 @@ class LiveStream:
         StreamFull : policy "all", and no room
         StreamError : the stream is closed or has failed, or ``capture_ns`` is on another clock
         """
-        check_plane(frame, self._restoring.scale, "frame")
+        check_frames(frame, self._restoring.scale, "frame", stack=False)
         self._check_capture(capture_ns)
         return self._exchange.put(frame, None if capture_ns is None else int(capture_ns), self._settings, timeout)
 
@@ -364,7 +364,7 @@ class LiveStream:
 
     def _warm_up(self, frame: NDArray[Any], settings: StreamSettings) -> None:
         try:
-            check_plane(frame, self._restoring.scale, "warm_up")
+            check_frames(frame, self._restoring.scale, "warm_up", stack=False)
             self._restoring.warm_up(frame, settings)
         except BaseException:
             if self._own_fallback is not None:
@@ -376,10 +376,3 @@ class LiveStream:
     def _note_drop(self, drop: Drop) -> None:
         if self._drops is not None:
             self._drops.add(drop)
-
-
-def check_plane(frame: NDArray[Any], scale: int, what: str) -> None:
-    """A ShapeError where ``frame`` is not one that a restorer of this scale takes."""
-    check_frames(frame, scale)
-    if frame.ndim != 2:
-        raise ShapeError(f"{what} has shape {frame.shape}; expected (H, W): put a stack plane by plane")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numbers
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, get_args
 
 from numpy.typing import NDArray
@@ -112,8 +113,9 @@ class StreamSettings:
 
         Raises
         ------
-        StreamError : a value that the stream cannot take, or a setting that is fixed once the stream is open
+        StreamError : a value that the stream cannot take, no such setting, or one that is fixed once the stream is open
         """
+        check_names(changes)
         if fixed := sorted(set(changes) - set(HOT)):
             raise StreamError(f"{', '.join(fixed)} cannot change in an open stream; expected some of {', '.join(HOT)}")
         return replace(self, **changes)
@@ -159,6 +161,15 @@ class HotOptions(TypedDict, total=False):
 
 
 SETTING_NAMES: Final = tuple(field.name for field in fields(StreamSettings))
+
+
+def check_names(settings: Iterable[str]) -> None:
+    """A StreamError where one of the names is no setting."""
+    for name in settings:
+        if name not in SETTING_NAMES:
+            near = get_close_matches(name, SETTING_NAMES, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise StreamError(f"a stream has no setting {name!r}; {meant}expected some of {', '.join(SETTING_NAMES)}")
 
 
 def _is_number(value: object) -> bool:

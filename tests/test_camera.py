@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import zlib
 from dataclasses import FrozenInstanceError
 
@@ -185,6 +186,17 @@ def test_a_hostile_camera_file_is_a_camera_error_that_names_it(text, tmp_path):
     path.write_text(text)
     with pytest.raises(CameraError, match="from_a_stranger"):
         Camera.load(path)
+
+
+def test_a_file_written_as_the_message_says_is_read(tmp_path):
+    path = tmp_path / "by_hand.json"
+    path.write_text('{"offset_adu": 100, "gain_e_per_adu": 0.46, "readout_noise_e": 1.6}')
+    with pytest.raises(CameraError) as refused:
+        Camera.load(path)
+    example = re.search(r"{.*}", str(refused.value))
+    path.write_text(example[0].replace("...", "1.5"))
+    expected = Camera(offset_adu=1.5, gain_e_per_adu=1.5, readout_noise_e=1.5)
+    assert vars(Camera.load(path)) == vars(expected)
 
 
 def test_what_is_no_readable_file_is_a_camera_error(tmp_path):

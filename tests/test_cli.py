@@ -24,6 +24,7 @@ from photonstep.runtime.errors import BackendError, ImageError
 from photonstep.runtime.images import open_image
 from photonstep.runtime.samplers import SAMPLERS
 
+ROOT = Path(__file__).resolve().parent.parent
 BUNDLE = "live"
 CAMERA = ("--offset-adu", "0", "--gain-e-per-adu", "0.25", "--readout-noise-e", "1")
 
@@ -73,6 +74,12 @@ def test_every_command_is_in_the_help_and_has_its_own(command):
 def test_version():
     result = run("--version")
     assert (result.exit_code, result.output.startswith("photonstep ")) == (0, True)
+
+
+def test_python_m_is_the_command():
+    command = [sys.executable, "-m", "photonstep", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == run("--version").output
 
 
 def test_restore_keeps_everything_and_equals_the_library(tmp_path, stack_file, live):

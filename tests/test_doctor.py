@@ -49,6 +49,11 @@ def test_doctor_says_that_the_reference_is_used_and_why(quick, capsys):
     assert found.can_run
 
 
+def test_a_bundle_that_does_not_exist_is_told_once():
+    with pytest.raises(ps.BundleError, match="no bundle 'nothing'"):
+        doctor.examine("nothing")
+
+
 def test_kernels_that_cannot_be_used_as_asked_are_a_finding_and_no_traceback():
     code = "import warnings; warnings.filterwarnings('ignore', message='.*[Ss]wig.*', category=DeprecationWarning)\n"
     code += "import sys; sys.argv = ['photonstep', 'doctor']; from photonstep.cli import main; main()"

@@ -200,18 +200,27 @@ def test_make_pictures_draws_every_frame(tmp_path):
 
 def test_readme_example_runs(tmp_path):
     """The README's Python, word for word, on a stack that a camera with its numbers might have taken."""
-    [code] = python_blocks("README.md")
+    code = "\n".join(python_blocks("README.md"))
     rng = np.random.default_rng(0)
     _, scene = tifffile.imread(REPOSITORY / "photonstep" / "demo_data" / "demo.tif")
     photons = scene[128:384, 128:384] * 0.2
     electrons = rng.poisson(photons) + rng.normal(0, 1.6, photons.shape)
     raw = np.clip(np.rint(electrons / 0.46 + 100), 0, 65535).astype(np.uint16)
     tifffile.imwrite(tmp_path / "cells.tif", raw)
-    run_python(["-c", code], tmp_path)
+    said = run_python(["-c", code], tmp_path)
+    assert re.search(r"^0 (K=\d|live K=1|raw) ", said, re.MULTILINE)  # the live block: any plan, by its name
+    assert "StageTimes(count=1" in said
     restored = tifffile.imread(tmp_path / "restored.tif")
     truth = photons / 0.46 + 100
     assert restored.dtype == np.uint16
     assert error(restored, truth) < 0.5 * error(raw, truth)
+
+
+def test_python_in_the_page_on_fusion_runs_and_fuses(tmp_path):
+    [code] = python_blocks("docs/temporal.md")
+    code += "\nprint(result.sigma, restorer.restore(frame, camera=camera).sigma)"
+    fused, single = map(float, run_python(["-c", code], tmp_path).split())
+    assert 0.4 * single < fused < 0.6 * single  # a mean over four frames
 
 
 def test_python_in_the_design_runs_and_prints_its_table(tmp_path):

@@ -241,6 +241,14 @@ def test_without_a_library_the_reference_runs_and_says_so(elsewhere, monkeypatch
         native.library()
 
 
+def test_a_checkout_where_nothing_was_built_says_how_to_build_it(tmp_path, monkeypatch, forgotten):
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "kernels" / "native.py"))
+    (tmp_path / "setup.py").touch()
+    assert native.library() is None
+    assert f"not built in the source checkout {tmp_path}: run python setup.py build_ext --inplace" in native.cause()
+    assert "compiler" not in native.cause()
+
+
 def test_a_file_that_is_no_library_is_named(elsewhere):
     native_library.library_file(elsewhere).parent.mkdir()
     (elsewhere / native_library.library_file().name).write_bytes(b"not a library")

@@ -226,6 +226,9 @@ def test_flat_fields_keep_their_brightness_and_lose_their_noise(restorer, photon
         (np.zeros((64, 0), np.uint8), r"\(64, 0\)"),
         (np.zeros((15, 64), np.uint8), "15x64"),
         (np.zeros((64, 3), np.uint8), "64x3"),
+        (np.zeros((64, 64, 3), np.uint8), r"\(64, 64, 3\), which looks like colours"),
+        (np.zeros((64, 64)), r"float64.*astype\(numpy.float32\)"),
+        (np.zeros((64, 64), np.int16), r"int16.*astype\(numpy.uint16\)"),
         (np.broadcast_to(np.uint8(0), (16, 8193)), "16x8193"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -269,6 +272,7 @@ def test_a_frame_too_small_to_estimate_from_says_what_to_do(restorer):
     [
         ("nothing", {}, BundleError, "'nothing'.*base"),
         ("/", {}, BundleError, "regular file"),
+        (None, {}, BundleError, "bundle is a NoneType"),
         ("base", {"device": "tpu"}, BackendError, "device is 'tpu'"),
         ("base", {"backend": "abacus"}, BackendError, "backend is 'abacus'.*openvino"),
         ("base", {"precision": "fp64"}, BackendError, "precision is 'fp64'"),
@@ -456,3 +460,5 @@ def test_a_closed_restorer_says_so(confocal):
     closed.close()
     with pytest.raises(BackendError, match="closed"):
         closed(confocal.raw)
+    with pytest.raises(BackendError, match="closed"):
+        closed.stream()

@@ -351,7 +351,8 @@ def test_settings_change_between_two_frames(engine):
         ({"preview": (5, 5)}, StreamError, "low one below"),
         ({"temporal": "yes"}, StreamError, "temporal is 'yes'"),
         ({"policy": "all"}, StreamError, "policy cannot change"),
-        ({"nonsense": 1}, StreamError, "nonsense cannot change"),
+        ({"nonsense": 1}, StreamError, "no setting 'nonsense'; expected some of camera"),
+        ({"deadline": 40}, StreamError, r"no setting 'deadline'; did you mean deadline_ms\?"),
     ],
 )
 def test_a_wrong_update_changes_nothing(engine, change, error, told):
@@ -366,6 +367,7 @@ def test_a_wrong_update_changes_nothing(engine, change, error, told):
     ("wrong", "told"),
     [
         ({"policy": "newest"}, "policy is 'newest'"),
+        ({"deadline": 40}, r"no setting 'deadline'; did you mean deadline_ms\?"),
         ({"ring": 0}, "ring is 0"),
         ({"buffers": 1}, "buffers is 1"),
         ({"deadline_ms": float("inf")}, "deadline_ms is inf"),
@@ -383,8 +385,10 @@ def test_wrong_settings_are_refused_before_anything_runs(engine, wrong, told):
 
 
 def test_a_wrong_warm_up_frame_is_refused(engine):
-    with pytest.raises(ShapeError, match="warm_up has shape"):
+    with pytest.raises(ShapeError, match="warm_up: shape is"):
         open_stream(engine, warm_up=np.zeros((2, 64, 64), np.uint16))
+    with pytest.raises(ShapeError, match="warm_up: dtype is float64"):
+        open_stream(engine, warm_up=np.zeros((64, 64)))
     with pytest.raises(ShapeError, match="map"):
         open_stream(engine, camera=ps.Camera(offset_adu=np.zeros((32, 32))))
 
