@@ -135,7 +135,7 @@ class ControlLoop(Generic[Measurement]):
             return None
         try:
             measurement = self._measure(result.image)
-        except Exception as error:  # logged as text: a kept traceback would keep the result's buffer
+        except BaseException as error:  # sys.exit() too; as text: a kept traceback would keep the result's buffer
             log.error("measure raised\n%s", traceback.format_exc())
             told = f"measure raised {type(error).__name__}: {error}"
             return self._trouble("measure_failed", told, result.frame_id)
@@ -143,7 +143,7 @@ class ControlLoop(Generic[Measurement]):
             return None
         try:
             self._act(measurement, result)
-        except Exception as error:
+        except BaseException as error:
             log.error("act raised\n%s", traceback.format_exc())
             return self._trouble("act_failed", f"act raised {type(error).__name__}: {error}", result.frame_id)
         with self._lock:
@@ -175,7 +175,7 @@ class ControlLoop(Generic[Measurement]):
         log.warning("safe action: %s", message)
         try:
             self._safe_action(incident)
-        except Exception:
+        except BaseException:  # the watchdog must outlive it
             log.error("the safe action raised\n%s", traceback.format_exc())
             with self._lock:
                 self._tally.safe_action_crashes += 1

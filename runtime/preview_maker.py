@@ -34,8 +34,11 @@ class PreviewMaker:
     def _tracked(self, image: NDArray[Any]) -> tuple[float, float]:
         step = max(1, int((image.size / LOOKED_AT_PX) ** 0.5))
         seen = image[::step, ::step]
-        if seen.dtype.kind == "f" and not np.isfinite(seen).any():
-            return (0.0, 1.0)
+        if seen.dtype.kind == "f":  # values that are no counts go through a restoration as they are
+            usable = ops.usable_pixels(seen)
+            if not usable.any():
+                return (0.0, 1.0)
+            seen = np.where(usable, seen, np.float32(np.nan))
         limits = np.array(ops.percentiles(seen, PERCENTS), np.float64)
         # a flat image has no range: a count below and above keeps the limits apart
         limits += (-0.5, 0.5) if limits[1] - limits[0] < 1e-6 * max(1.0, abs(limits[1])) else (0.0, 0.0)

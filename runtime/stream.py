@@ -313,8 +313,14 @@ class LiveStream:
             gc.freeze()
 
     def _draw(self, buffer: Buffer, settings: StreamSettings) -> None:
-        if settings.preview is not None:
+        if settings.preview is None:
+            return
+        try:
             self._preview.draw(buffer.image, settings.preview, buffer.preview)
+        except Exception as error:  # the image is there, and a picture of it is not worth the stream
+            log.exception("a preview could not be drawn")
+            self._exchange.error(f"a preview could not be drawn: {type(error).__name__}: {error}")
+            buffer.preview[...] = 0
 
     def _apply_events(self, frame_id: int) -> None:
         """Events that came before this frame, those of frames that were dropped included."""

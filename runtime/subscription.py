@@ -31,7 +31,7 @@ class Crashes:
         """Run it; False once it has crashed too often in a row."""
         try:
             callback()
-        except Exception as error:
+        except BaseException as error:  # sys.exit() too: a thread that ended here would hold buffers back for ever
             self._in_a_row += 1
             # as text: a handler that keeps the traceback would keep the result, and so its buffer
             log.error("%s raised\n%s", self._name, traceback.format_exc())

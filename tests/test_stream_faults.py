@@ -94,6 +94,20 @@ def test_a_callback_that_always_crashes_is_dropped_and_says_so(engine):
 
 
 @within(20)
+def test_a_callback_that_exits_holds_nothing_back(engine):
+    """Injected: sys.exit() in a callback, which ends a thread in silence. Out: told, dropped, the stream goes on."""
+    with open_stream(engine, policy="all", buffers=2, ring=2, callback_crashes=3) as live:
+        subscription = live.subscribe(lambda result: sys.exit(3))
+        for number in range(8):  # more than ring and buffers hold
+            live.put(simulated_frame(number), timeout=10)
+            assert live.drain(10)
+            if result := live.get(timeout=0):
+                result.release()
+        assert not subscription.active
+        assert any("raised SystemExit: 3" in e for e in live.stats().errors)
+
+
+@within(20)
 def test_a_crash_in_on_drop_is_isolated(engine):
     def broken(drop):
         raise RuntimeError(f"lost {drop.frame_id}")
@@ -173,6 +187,44 @@ def test_a_frame_without_one_number_comes_back_raw_with_its_error(engine):
         good, image = restored(live, dtype=np.float32)
         assert good.plan == "K=1"
         assert np.array_equal(image, engine.restore(simulated_frame(dtype=np.float32), camera=CAMERA).image)
+
+
+@within(20)
+@pytest.mark.parametrize("fill", [1e18, 3e38, -1e38])
+def test_a_frame_of_fill_values_only_comes_back_raw(engine, fill):
+    """Injected: a flat frame so bright that a count above and below it is the same number."""
+    with open_stream(engine, warm_up=None) as live:
+        live.put(np.full((64, 64), fill, np.float32))
+        result = take(live)
+        assert (result.plan, result.flags) == ("raw", ("restore_failed",))
+        assert (result.preview_u8 == (255 if fill > 0 else 0)).all()
+        assert restored(live, dtype=np.float32)[0].plan == "K=1"
+
+
+@within(20)
+def test_fill_values_do_not_darken_the_preview(engine):
+    frame = simulated_frame(dtype=np.float32)
+    frame[:8] = 1e30
+    with open_stream(engine, warm_up=None) as live:
+        live.put(frame)
+        shown = take(live).preview_u8[8:]
+        assert (shown.min(), shown.max()) == (0, 255)
+
+
+@within(20)
+def test_a_preview_that_cannot_be_drawn_is_black_and_told(engine, monkeypatch):
+    def broken(*_, **__):
+        raise MemoryError("no room")
+
+    with open_stream(engine) as live:
+        monkeypatch.setattr("photonstep.runtime.preview_maker.ops.preview_u8", broken)
+        live.put(simulated_frame())
+        result = take(live)
+        assert (result.plan, result.preview_u8.max()) == ("K=1", 0)
+        assert live.stats().errors == ("a preview could not be drawn: MemoryError: no room",)
+        monkeypatch.undo()
+        live.put(simulated_frame())
+        assert take(live).preview_u8.max() == 255
 
 
 @within(20)
