@@ -85,8 +85,11 @@ class Denoiser:
         *,
         sigma_map: float | NDArray[np.float32],
         noise: FrameNoise | None,
+        out: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         """Walk a sampler's table from the state ``x``, (H, W) float32; see `samplers.sample`. ``x`` is not modified.
+
+        ``out`` is an array like ``x``, C order, that the walk may use for its state; None makes one.
 
         Networks with EDM's preconditioning go through the fused kernel, all others through `samplers.sample`.
         """
@@ -95,7 +98,7 @@ class Denoiser:
             return np.asarray(last, np.float32)
         levels = sigma_map if isinstance(sigma_map, np.ndarray) else None
         scale = 1.0 if levels is not None else float(sigma_map)
-        state, before = np.empty_like(x), None
+        state, before = np.empty_like(x) if out is None else out, None
         for index, row in enumerate(rows):
             output = self._evaluate(self._inputs(x, row.sigma * (scale if levels is None else levels), scene))
             is_seen = index + 1 < len(rows) and rows[index + 1].p != 0  # whether the next row weighs this x0_hat

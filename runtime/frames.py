@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..kernels import ops
+from . import pixel_integration
 from .errors import ShapeError
 from .plan import MINIMUM_SIDE_PX
+from .tiling import pad_to_multiple
 
 MAXIMUM_SIDE_PX: Final = 8192
 
@@ -78,3 +80,17 @@ def bridge_missing(frame: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.bool_]
     if missing.all():
         raise ShapeError("a plane holds no finite pixel; expected some signal: leave the plane out")
     return np.where(missing, np.median(frame[~missing]), frame).astype(np.float32), missing
+
+
+def padded_map(noise: float | NDArray[np.float32], scale: int, multiple: int) -> float | NDArray[np.float32]:
+    """A noise level on the network's grid: a number as it is, a map enlarged and padded."""
+    if isinstance(noise, float):
+        return noise
+    return pad_to_multiple(pixel_integration.fine(noise, scale), multiple)
+
+
+def either(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Where one of two masks is set; None for none."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a | b

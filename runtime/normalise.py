@@ -25,9 +25,9 @@ class ModelRange:
     def sigma(self) -> float:
         return 1.0 / self.span_z
 
-    def to_model(self, z: NDArray[np.float32]) -> NDArray[np.float32]:
-        """z to u, (H, W) float32."""
-        u = np.empty(z.shape, np.float32)
+    def to_model(self, z: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """z to u, (H, W) float32, written into ``out``."""
+        u = np.empty(z.shape, np.float32) if out is None else out
         ops.network_input(z, per_span=1.0 / self.span_z, shift=self.centre_z / self.span_z, state=u)
         return u
 

@@ -24,7 +24,7 @@ from .camera import Camera
 from .denoiser import Denoiser, NetworkInputs, Scene, output_weight
 from .errors import BackendError, BundleError, CameraError, PlanError
 from .fair_lock import FairLock, in_turn
-from .frames import bridge_missing, check_frames, output_array
+from .frames import bridge_missing, check_frames, either, output_array, padded_map
 from .normalise import RangeTracker
 from .on_device import OnDevice
 from .photon_balance import photon_balance
@@ -201,7 +201,14 @@ class Restorer:
             z, noise = fusion.update(z, camera)
         model_range = tracker.update(z)
         drawn = self._noise(whole, plan)
-        u = self._sample(model_range.to_model(z), noise, model_range.sigma, camera, plan, drawn)
+        u = self._sample(
+            model_range.to_model(z, out=self._workspace.array("u", z.shape)),
+            noise,
+            model_range.sigma,
+            camera,
+            plan,
+            drawn,
+        )
         fine_camera = camera.enlarged(scale)
         electrons = ops.electrons_of(
             u, span=model_range.span_z, centre=model_range.centre_z, readout_noise_e=fine_camera.readout_noise_e,
@@ -209,7 +216,7 @@ class Restorer:
         )  # fmt: skip
         full = quality_flags.full_pixels(frame, camera)
         seen = pixel_integration.coarse(electrons, scale)
-        balance = photon_balance(whole, seen, camera, _either(full, missing))
+        balance = photon_balance(whole, seen, camera, either(full, missing))
         adu_per_e, offset_adu = (1.0, 0.0) if plan.output == "photoelectrons" else (
             fine_camera.adu_per_e, fine_camera.offset_adu
         )  # fmt: skip
@@ -255,7 +262,7 @@ class Restorer:
         u = start.on_the_grid(manifest, u)
         padded = pad_to_multiple(u, model.multiple)
         rows = start.rows(manifest, plan.sampler, plan.steps)
-        level = start.sigma_scale(manifest, sigma, _padded_map(noise, manifest.scale, model.multiple))
+        level = start.sigma_scale(manifest, sigma, padded_map(noise, manifest.scale, model.multiple))
         side_px = side_of_tile(plan, model, max(padded.shape))
         halo_px = model.receptive_radius_px * len(rows)  # every evaluation widens what a pixel has seen
         tiles = plan_tiles(_two(padded.shape), tile_px=side_px, halo_px=halo_px, multiple=model.multiple)
@@ -269,6 +276,7 @@ class Restorer:
                 Scene(noise_correlation=camera.noise_correlation, detail=plan.detail, measurement=measured),
                 sigma_map=np.ascontiguousarray(level[tile.read]) if isinstance(level, np.ndarray) else level,
                 noise=part,
+                out=self._workspace.array("state", measured.shape),
             )
             if len(tiles) == 1:
                 return walked[: u.shape[0], : u.shape[1]]
@@ -396,18 +404,6 @@ def _probe(bundle: Bundle) -> Probe:
     sigma = start.levels(manifest, manifest.defaults.steps)[0] * float(start.sigma_scale(manifest, model_range.sigma))
     inputs = NetworkInputs(manifest)(u, sigma, Scene(noise_correlation=camera.noise_correlation, measurement=u))
     return Probe(inputs=inputs, error_scale=output_weight(manifest, sigma, model_range.sigma))
-
-
-def _padded_map(noise: float | NDArray[np.float32], scale: int, multiple: int) -> float | NDArray[np.float32]:
-    if isinstance(noise, float):
-        return noise
-    return pad_to_multiple(pixel_integration.fine(noise, scale), multiple)
-
-
-def _either(a: NDArray[np.bool_] | None, b: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return a | b
 
 
 def _two(shape: tuple[int, ...]) -> tuple[int, int]:
