@@ -10,7 +10,8 @@ from typing import Final
 RUNS_KEPT: Final = 32
 COST_PERCENT: Final = 95
 LADDER_STEPS: Final = (4, 2, 1)
-RETRY_FRAMES: Final = 32
+RETRY_FRAMES: Final = 4  # one slow run must not cost a second of raw frames
+FRESH_FRAMES: Final = 32
 LONGEST_RETRY_FRAMES: Final = 2048
 
 Shape = tuple[int, ...]
@@ -53,7 +54,7 @@ class Ladder:
 
     A rung's cost at a frame shape is the 95th percentile of its last 32 runs. One that never ran is predicted from
     those of its restorer that did: the time outside the network stays, the time inside grows with the steps. A rung
-    whose record keeps it out is tried again after 32 frames without a run, then after twice as many, and so on: it may
+    whose record keeps it out is tried again after 4 frames without a run, then after twice as many, and so on: it may
     have been slow because the machine was busy. Not safe between threads: one worker owns it.
     """
 
@@ -129,7 +130,7 @@ class Ladder:
             (abs(other.steps - rung.steps), other.steps, record)
             for (other, at), record in self._records.items()
             if other.source == rung.source and at == shape and other != rung
-            and not (fresh and self._frames - record.last_run >= RETRY_FRAMES)
+            and not (fresh and self._frames - record.last_run >= FRESH_FRAMES)
         ]  # fmt: skip
         if not ran:
             return None
