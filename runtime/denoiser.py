@@ -73,7 +73,9 @@ class Denoiser:
         def denoise(x: FloatArray, sigma: float | FloatArray) -> FloatArray:
             inputs = self._inputs(x, sigma, scene)
             output = self._evaluate(inputs)
-            return self._parameterisation.x0(output, np.asarray(x, np.float32), sigma)
+            x0 = self._parameterisation.x0(output, np.asarray(x, np.float32), sigma)
+            # the session writes its output again with the next evaluation, and rows weigh the x0_hat before
+            return x0.copy() if np.may_share_memory(x0, output) else x0
 
         return denoise
 

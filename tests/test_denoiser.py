@@ -76,6 +76,30 @@ def test_anchored_and_random_rows_see_measurement_and_noise(kernels, manifest):
     assert np.abs(both(manifest, random, 0.08)[1] - both(manifest, quiet, 0.08)[1]).max() > 0.01
 
 
+class OneOutput(Smooth):
+    """Writes every output to the same memory, as sessions may."""
+
+    def run(self, inputs):
+        output = super().run(inputs)
+        self.output = getattr(self, "output", np.empty_like(output))
+        self.output[...] = output
+        return self.output
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm_solver_pp_2m"])
+def test_the_estimate_before_is_not_the_one_after(manifest, name):
+    """A network that returns x0_hat itself: rows that weigh the previous one must not read the session's memory."""
+    foreign = manifest.model_copy(
+        update={"model": manifest.model.model_copy(update={"prediction": "x0", "input_scaling": "edm"})}
+    )
+    rows, x = samplers.table(name, schedule.measured(3)), SCENE.measurement * 0.3
+    kept, overwritten = (
+        Denoiser(foreign, session).walk(x, rows, SCENE, sigma_map=0.1, noise=None)
+        for session in (Smooth(), OneOutput())
+    )
+    np.testing.assert_array_equal(overwritten, kept)
+
+
 def test_planes_of_one_value_follow_the_level_from_row_to_row_and_from_map_to_number(manifest):
     inputs = NetworkInputs(manifest)
     x = SCENE.measurement
