@@ -396,3 +396,10 @@ def test_memory_of_other_shapes_is_given_up_first(live, on_cpu, confocal):
     restored(path, confocal.raw[:80, :80], CAMERA, plan(), on_cpu.tracker())
     restored(path, confocal.raw[:96, :96], CAMERA, plan(), on_cpu.tracker())
     assert device.used_bytes == one.used_bytes
+
+
+def test_a_network_that_gives_no_numbers_is_an_error(device, live, on_cpu, confocal):
+    network = HostNetwork(device, live)
+    network._session = types.SimpleNamespace(run=lambda inputs: np.full((1, 1, 32, 32), np.nan, np.float32))
+    with pytest.raises(BackendError, match="not finite"):
+        restored(CudaPath(live.manifest, network), confocal.raw[:32, :32], CAMERA, plan(), on_cpu.tracker())
