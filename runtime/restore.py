@@ -132,7 +132,8 @@ class Restorer:
         ------
         ShapeError : wrong shape or dtype, an empty stack, a result above 8192 px, or camera maps of another shape
         CameraError : the camera cannot be estimated from these frames, or is none
-        PlanError : steps, sampler or output that do not exist, or detail for a bundle without a knob
+        PlanError : steps, sampler or output that do not exist, detail for a bundle without a knob, or fusion for a
+            network that takes one noise level per image
         BackendError : the device failed
         """
         self._check_open()
@@ -151,6 +152,8 @@ class Restorer:
             raise PlanError(
                 f"detail is {detail}, but bundle {manifest.name} has no detail knob; leave it out, or use 0"
             )
+        if fusion is not None:
+            start.check_fusable(manifest)
         camera = Camera.estimate(frames) if camera is None else camera
         planes = frames[None] if frames.ndim == 2 else frames
         shape = (*frames.shape[:-2], *(manifest.scale * n for n in frames.shape[-2:]))

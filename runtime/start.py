@@ -83,6 +83,19 @@ def sigma_scale(
     return np.asarray(level, np.float32) if isinstance(noise, np.ndarray) else float(level)
 
 
+def check_fusable(manifest: Manifest) -> None:
+    """Raise a `PlanError` where the network cannot be told the noise of a fused frame, which is a map.
+
+    Networks that do not start at the measured frame are not told its noise at all.
+    """
+    told = manifest.model.conditioning
+    if is_measured(manifest) and told != "sigma_map":
+        raise PlanError(
+            f"bundle {manifest.name} takes one noise level per image ({told}), fused frames have one per pixel; leave "
+            "fusion (temporal) out, or use a bundle with sigma_map conditioning"
+        )
+
+
 def needs_noise(manifest: Manifest, table: Table) -> bool:
     """Whether a walk is random, so that it needs a seed: its start or one of its rows."""
     return manifest.model.start in ("noise", "noisy_degraded") or samplers.is_stochastic(table)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from numpy.typing import NDArray
 
+from . import start
 from .errors import StreamError
 from .exchange import Exchange
 from .frame_ring import Slot
@@ -76,7 +77,7 @@ class LiveStream:
         self._updating = threading.Lock()
         self._subscriptions: list[Subscription] = []
         self._frozen = not settings.freeze_gc
-        self._check_steps(settings)
+        self._check_plan(settings)
         self._open_fallback(settings)
         if settings.warm_up is not None:
             self._warm_up(settings.warm_up, settings)
@@ -153,7 +154,7 @@ class LiveStream:
             with self._exchange.lock:
                 self._exchange.check_open()
             settings = self._settings.updated(**changes)
-            self._check_steps(settings)
+            self._check_plan(settings)
             self._open_fallback(settings)
             self._settings = settings
 
@@ -334,9 +335,14 @@ class LiveStream:
 
     # --- settings ---
 
-    def _check_steps(self, settings: StreamSettings) -> None:
+    def _check_plan(self, settings: StreamSettings) -> None:
+        """A PlanError for what would fail with every frame."""
+        manifest = self._restorer.bundle.manifest
         if settings.steps is not None:
-            Plan(steps=settings.steps, sampler=self._restorer.bundle.manifest.defaults.sampler)
+            start.rows(manifest, manifest.defaults.sampler, Plan(steps=settings.steps).steps)
+        if settings.temporal:
+            for restorer in self._restoring.restorers:
+                start.check_fusable(restorer.bundle.manifest)
 
     def _check_capture(self, capture_ns: int | None) -> None:
         if capture_ns is None:
@@ -366,6 +372,8 @@ class LiveStream:
                 f"fallback is {fallback} with scale {fallback.bundle.manifest.scale}; expected another restorer of "
                 f"scale {main.bundle.manifest.scale}, so that every result has the same shape"
             )
+        if settings.temporal:
+            start.check_fusable(fallback.bundle.manifest)
         self._restoring.add_fallback(fallback)
 
     def _warm_up(self, frame: NDArray[Any], settings: StreamSettings) -> None:

@@ -69,6 +69,11 @@ class StreamRestorer:
         return self._main.restorer.bundle.manifest.scale
 
     @property
+    def restorers(self) -> tuple[Restorer, ...]:
+        """The stream's own, then its fallback if it has one."""
+        return tuple(source.restorer for source in self._sources)
+
+    @property
     def has_fallback(self) -> bool:
         return len(self._sources) > 1
 

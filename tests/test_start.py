@@ -43,6 +43,14 @@ def test_the_measured_start_walks_relative_levels():
     assert not start.is_measured(bridge())
 
 
+@pytest.mark.parametrize("conditioning", ["timestep", "gamma"])
+def test_fused_frames_need_a_network_that_is_told_noise_per_pixel(conditioning):
+    start.check_fusable(GOLDEN)
+    start.check_fusable(bridge())
+    with pytest.raises(PlanError, match=rf"one noise level per image \({conditioning}\).*leave fusion"):
+        start.check_fusable(manifest(conditioning=conditioning))
+
+
 def test_the_noise_start_walks_the_schedule_from_its_top():
     levels = start.levels(manifest(start="noise"), 2)
     assert levels == schedule.from_alphas_cumprod(ALPHAS, (4, 1))  # round(5 - 2.5) - 1 = 1

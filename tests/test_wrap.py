@@ -108,6 +108,32 @@ def test_a_diffusers_unet_denoises_from_the_frames_own_level(tmp_path, frame, pr
     assert result.plan["sampler"] == "ddim"
 
 
+def test_a_network_of_one_level_per_image_refuses_fusion_at_once(tmp_path, frame):
+    """Not when something moves: until then the noise of fused frames is one number too."""
+    wrapped = wrap(seeded(Told(1)), schedule=ALPHAS, prediction="eps", output=tmp_path / "w.photonstep")
+    with (
+        ps.load(wrapped.bundle.path, precision="fp32", threads=1) as restorer,
+        ps.load("live", precision="fp32", threads=1) as live,
+    ):
+        with pytest.raises(PlanError, match="leave fusion"):
+            restorer.restore(frame, camera=CAMERA, fusion=restorer.fusion())
+        with pytest.raises(PlanError, match="leave fusion"):
+            restorer.stream(camera=CAMERA, temporal=True)
+        with pytest.raises(PlanError, match="leave fusion"):
+            live.stream(camera=CAMERA, temporal=True, fallback=restorer)
+        with restorer.stream(camera=CAMERA) as stream, pytest.raises(PlanError, match="leave fusion"):
+            stream.update(temporal=True)
+
+
+def test_a_stream_refuses_more_steps_than_the_schedule_has_at_once(tmp_path):
+    wrapped = wrap(
+        seeded(Told(2)), schedule=ALPHAS, prediction="eps", start="noise", measurement="first",
+        output=tmp_path / "w.photonstep",
+    )  # fmt: skip
+    with ps.load(wrapped.bundle.path, precision="fp32", threads=1) as restorer, pytest.raises(PlanError, match="21"):
+        restorer.stream(camera=CAMERA, steps=21)
+
+
 def test_an_sr3_network_starts_at_noise_and_looks_at_the_frame(tmp_path, frame):
     network = seeded(Told(2))
     wrapped = wrap(
