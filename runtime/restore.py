@@ -44,8 +44,10 @@ PROBE_PX: Final = 256
 class Fusion(Protocol):
     """A memory of the measured frames of one sequence, see `runtime.temporal`."""
 
-    def update(self, z: NDArray[np.float32], camera: Camera) -> tuple[NDArray[np.float32], float | NDArray[np.float32]]:
-        """The fused frame and its noise (number or map) in units of one frame's."""
+    def update(
+        self, z: NDArray[np.float32], camera: Camera, missing: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float32], float | NDArray[np.float32]]:
+        """The fused frame and its noise (number or map) in units of one frame's; ``missing`` pixels hold no count."""
         ...
 
 
@@ -201,7 +203,7 @@ class Restorer:
         z = camera.stabilise(whole, out=self._workspace.array("z", frame.shape))
         noise: float | NDArray[np.float32] = 1.0
         if fusion is not None:
-            z, noise = fusion.update(z, camera)
+            z, noise = fusion.update(z, camera, missing)
         model_range = tracker.update(z)
         drawn = self._noise(whole, plan)
         u = self._sample(

@@ -81,18 +81,23 @@ class TemporalFusion:
         self._mean: Float32 | None = None
         self._variance: Float32 | None = None
         self._spare: tuple[Float32, Float32, Float32] | None = None  # mean, variance and noise of the next frame
+        self._empty: NDArray[np.bool_] | None = None  # where the last frame held no count
 
     def reset(self) -> None:
         """Forget the past: call it when the stage, the focus, the exposure or the channel changed."""
         self._mean = self._variance = None
 
-    def update(self, z: Float32, camera: Camera) -> tuple[Float32, float | Float32]:
+    def update(
+        self, z: Float32, camera: Camera, missing: NDArray[np.bool_] | None = None
+    ) -> tuple[Float32, float | Float32]:
         """Take in one frame and give the fused one.
 
         Parameters
         ----------
         z : (H, W) float32, a stabilised frame (`Camera.stabilise`); a new shape starts anew
         camera : how far neighbouring pixels share their noise
+        missing : (H, W) pixels that were not measured and hold any number in ``z``; None for none. They are shown as
+            the mean so far, and start anew with their next measurement
 
         Returns
         -------
@@ -105,7 +110,13 @@ class TemporalFusion:
         """
         _check_frame(z)
         if self._mean is None or self._variance is None or self._spare is None or self._mean.shape != z.shape:
+            self._empty = missing
             return self._begin(z), 1.0
+        empty, self._empty = self._empty, missing
+        if missing is not None:
+            z = np.where(missing, self._mean, z)
+        if empty is not None:
+            self._mean[empty] = z[empty]
         s, correlation = self.settings, camera.noise_correlation
         light = light_change(z, self._mean, self._variance, correlation) if s.follow_light else UNCHANGED
         mean, variance, noise = self._spare
@@ -113,6 +124,9 @@ class TemporalFusion:
             z, self._mean, self._variance, n_max=float(s.n_max), limits=s.limits, emphasis=float(s.emphasis),
             noise_correlation=correlation, light=light, out_mean=mean, out_variance=variance,
         )  # fmt: skip
+        for unmeasured in (empty, missing):  # one measurement, or none: the mean that is shown has not gained by it
+            if unmeasured is not None:
+                mean[unmeasured], variance[unmeasured] = z[unmeasured], 1.0
         self._spare, self._mean, self._variance = (self._mean, self._variance, noise), mean, variance
         ops.fused_noise(variance, out=noise)
         return _read_only(mean), _read_only(noise)

@@ -66,7 +66,7 @@ class Mean:
     def __init__(self):
         self.frames = []
 
-    def update(self, z, camera):
+    def update(self, z, camera, missing=None):
         self.frames.append(z.copy())
         return np.mean(self.frames, axis=0, dtype=np.float32), np.full(z.shape, len(self.frames) ** -0.5, np.float32)
 
@@ -93,7 +93,7 @@ def test_fused_frames_start_at_their_own_lower_noise(restorer, confocal):
 
 def test_a_noise_map_of_ones_changes_nothing(restorer, confocal):
     class Nothing:
-        def update(self, z, camera):
+        def update(self, z, camera, missing=None):
             return z, np.ones(z.shape, np.float32)
 
     plain = restorer.restore(confocal.raw, camera=CAMERA, report=True)
@@ -104,7 +104,7 @@ def test_a_noise_map_of_ones_changes_nothing(restorer, confocal):
 
 def test_a_noise_map_goes_with_tiles_and_padding(restorer, confocal):
     class Half:
-        def update(self, z, camera):
+        def update(self, z, camera, missing=None):
             noise = np.ones(z.shape, np.float32)
             noise[:, : z.shape[1] // 2] = 0.5
             return z, noise
@@ -114,6 +114,20 @@ def test_a_noise_map_goes_with_tiles_and_padding(restorer, confocal):
     tiled = restorer.restore(frame, camera=CAMERA, fusion=Half(), tile_px=64)
     assert np.abs(tiled.image.astype(int) - whole.image).max() <= 1
     assert np.abs(whole.image.astype(int) - restorer(frame, camera=CAMERA)).max() > 1
+
+
+def test_fused_float_frames_are_told_what_was_not_measured(restorer):
+    """Fused like a measurement, the median in place of a NaN would stay in the frames after it."""
+    frames = [f.astype(np.float32) for f in static(np.full((64, 64), 8.0), 3, seed=1)]
+    frames[1][::4, ::4] = np.nan
+    camera = Camera(offset_adu=100, gain_e_per_adu=0.5, readout_noise_e=1.0)
+    fusion = restorer.fusion()
+    for frame in frames[:2]:
+        restored = restorer.restore(frame, camera=camera, fusion=fusion)
+    assert np.isnan(restored.image).sum() == 256
+    z = camera.stabilise(frames[2])
+    fused, _ = fusion.update(z, camera)
+    np.testing.assert_array_equal(fused[::4, ::4], z[::4, ::4])
 
 
 def test_a_camera_saves_the_same_before_and_after_it_was_used(restorer, confocal, tmp_path):

@@ -453,7 +453,7 @@ class RecordingFusion:
         self.settings = settings
         self.frames = [0]
 
-    def update(self, z, camera):
+    def update(self, z, camera, missing=None):
         self.frames[-1] += 1
         return z, 1.0
 

@@ -288,6 +288,44 @@ def test_reset_and_a_new_shape_forget():
     np.testing.assert_array_equal(fused, small)
 
 
+@pytest.mark.parametrize("first", [0, 1], ids=["from the first frame", "later"])
+def test_a_number_in_place_of_a_pixel_is_no_measurement(first):
+    """Numbers a little off the scene, which no test would notice: the next measurement counts alone."""
+    rng = np.random.default_rng(14)
+    clean = scene()
+    missing = rng.random(clean.shape) < 0.03
+    fusion = TemporalFusion()
+    for step in range(4):
+        z = noisy(clean, rng)
+        gap = missing if first <= step < 3 else None
+        if gap is not None:
+            z[gap] = clean[gap] - 1.5
+        fused, noise = fusion.update(z, CAMERA, gap)
+    np.testing.assert_array_equal(fused[missing], z[missing])
+    assert (np.abs(fused[~missing] - z[~missing]) > 1e-3).mean() > 0.99  # the others keep their past
+    assert np.median(noise) < 0.7
+    again, _ = fusion.update(noisy(clean, rng), CAMERA)
+    assert (again[missing] != z[missing]).all()  # and from then on it is fused like the others
+
+
+def test_pixels_that_were_not_measured_are_shown_as_the_mean_and_disturb_nobody():
+    rng = np.random.default_rng(15)
+    frames = [noisy(scene(), rng) for _ in range(3)]
+    gap = np.zeros(frames[0].shape, bool)
+    gap[40:44, 40:44] = True
+    still = FusionSettings(follow_light=False)
+    with_gap, whole = TemporalFusion(still), TemporalFusion(still)
+    for z in frames[:2]:
+        past = with_gap.update(z, CAMERA)[0].copy()
+        whole.update(z, CAMERA)
+    broken = np.where(gap, np.float32(60), frames[2])
+    fused, _ = with_gap.update(broken, CAMERA, gap)
+    np.testing.assert_array_equal(fused[gap], past[gap])
+    far = np.ones_like(gap)
+    far[34:50, 34:50] = False
+    np.testing.assert_array_equal(fused[far], whole.update(frames[2], CAMERA)[0][far])
+
+
 def test_buffers_are_kept_and_results_cannot_be_written_to():
     rng = np.random.default_rng(13)
     fusion = TemporalFusion()
